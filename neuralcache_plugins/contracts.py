@@ -1,0 +1,302 @@
+"""What users implement (protocols) and what they get back (frozen results and events).
+
+Arrays are numpy throughout: vectors are float32 and of unit length unless a name says otherwise.
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+
+Vector: TypeAlias = npt.NDArray[np.float32]
+"""One float32 row, shape (d,), or one number per candidate, shape (n,)."""
+
+Matrix: TypeAlias = npt.NDArray[np.float32]
+"""float32 rows, shape (n, d)."""
+
+Positions: TypeAlias = npt.NDArray[np.int64]
+"""Indices into the list that the caller passed."""
+
+SIGNALS = ("prior", "dense", "lexical", "narrative", "pheromone", "association")
+"""The names of the signals, in the order in which tables show them."""
+
+
+@runtime_checkable
+class Encoder(Protocol):
+    """Turns texts into vectors; every LangChain ``Embeddings`` is one.
+
+    Twins ``aembed_documents`` and ``aembed_query`` are awaited by the async methods where they exist. An
+    attribute ``fingerprint: str`` overrides the identity that is otherwise made of class, model name and width.
+    """
+
+    def embed_documents(self, texts: list[str]) -> Sequence[Sequence[float]]:
+        """Return one vector per text, all of one width."""
+
+    def embed_query(self, text: str) -> Sequence[float]:
+        """Return the vector of a question."""
+
+
+class PairScorer(Protocol):
+    """An expensive judge of (query, text) pairs, such as a cross-encoder. Higher is better."""
+
+    def __call__(self, query: str, texts: Sequence[str], /) -> Sequence[float]:
+        """Return one finite score per text."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Ranking:
+    """One answer of the reranker.
+
+    ``positions[i]`` is the index, in the list that the caller passed, of the document at rank ``i``. ``scores``
+    are in [0, 1] and never rise along the order. ``signals`` hold one number per returned document and signal.
+    ``propensities[i]`` is the probability with which exploration put that document at that rank (1.0 without it).
+    ``degraded`` names what was missing ("encoder", "store", "scorer"), empty when all went well.
+    """
+
+    ranking_id: str
+    namespace: str
+    positions: Positions
+    ids: tuple[str, ...]
+    scores: tuple[float, ...]
+    signals: Mapping[str, Vector]
+    propensities: tuple[float, ...]
+    trust: float = 0.0
+    degraded: tuple[str, ...] = ()
+    served: RankingServed | None = field(default=None, repr=False)
+    remembered: Mapping[str, tuple[str, ...]] = field(default_factory=dict, repr=False)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def explain(self) -> str:
+        """Return a plain-text table: one line per returned document, one column per signal."""
+        header, rows = self._table()
+        widths = [max(len(line[column]) for line in [header, *rows]) for column in range(len(header))]
+        lines = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+                 for line in [header, *rows]]
+        return "\n".join([self._caption(), *lines])
+
+    def _repr_html_(self) -> str:
+        header, rows = self._table()
+        head = "".join(f"<th>{html.escape(name)}</th>" for name in header)
+        body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+        caption = html.escape(self._caption())
+        return f"<table><caption>{caption}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+    def _caption(self) -> str:
+        degraded = f", degraded: {', '.join(self.degraded)}" if self.degraded else ""
+        return f"ranking {self.ranking_id} in {self.namespace!r}: trust in learning {self.trust:.2f}{degraded}"
+
+    def _table(self) -> tuple[list[str], list[list[str]]]:
+        names = [name for name in SIGNALS if name in self.signals]
+        header = ["rank", "id", "was", "score", *names]
+        rows = [
+            [str(rank + 1), self.ids[rank], str(int(self.positions[rank]) + 1), f"{self.scores[rank]:.3f}",
+             *(f"{float(self.signals[name][rank]):+.3f}" for name in names)]
+            for rank in range(len(self.ids))
+        ]
+        return header, rows
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RankingServed:
+    """The event "these documents were shown for this question".
+
+    All sequences have one entry per shown document, in the order shown. ``cold`` is the natural logarithm of
+    the probability that the cold order (no learning) gave the document among all candidates: what later feedback
+    is compared with. ``query_key`` is a keyed hash of the canonical question; texts are None unless the user
+    opted in. ``at`` is in seconds since the epoch, UTC.
+    """
+
+    ranking_id: str
+    namespace: str
+    at: float
+    query_key: str
+    encoder: str
+    query_vector: Vector | None
+    document_ids: tuple[str, ...]
+    positions: tuple[int, ...]
+    scores: tuple[float, ...]
+    cold: tuple[float, ...]
+    signals: Mapping[str, tuple[float, ...]]
+    propensities: tuple[float, ...]
+    candidates: int
+    trust: float = 0.0
+    degraded: tuple[str, ...] = ()
+    session: str | None = None
+    run_id: str | None = None
+    parent_run_id: str | None = None
+    trace_id: str | None = None
+    span_id: str | None = None
+    query_text: str | None = None
+    document_texts: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FeedbackGiven:
+    """The event "these shown documents helped, or did not".
+
+    ``rewards`` pairs document ids with rewards in [-1, 1]. ``ranking`` is the ranking that the feedback is about;
+    stores keep it once and hand it back with the event. ``document_vector`` is the unit mean of the vectors of the
+    documents that helped, where they were known.
+    """
+
+    feedback_id: str
+    ranking_id: str
+    namespace: str
+    at: float
+    source: str
+    rewards: tuple[tuple[str, float], ...]
+    ranking: RankingServed
+    document_vector: Vector | None = None
+
+
+Event: TypeAlias = RankingServed | FeedbackGiven
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """An event and the position that the store gave it. Positions rise; gaps are allowed."""
+
+    position: int
+    event: Event
+
+
+@dataclass(frozen=True, slots=True)
+class Appended:
+    """What ``TelemetryStore.append`` did: one position per event handed in, and the sign right after."""
+
+    positions: tuple[int, ...]
+    sign: Hashable
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """Where a log stands: ``epoch`` changes whenever something is erased, ``position`` is the newest event's."""
+
+    epoch: int
+    position: int
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """Learned state of one namespace as of ``position``; valid only within the same ``epoch``."""
+
+    epoch: int
+    position: int
+    state: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Erasure:
+    """What to forget. At least one field is set; all set fields must hold (they narrow each other)."""
+
+    namespace: str | None = None
+    document_ids: tuple[str, ...] | None = None
+    session: str | None = None
+    older_than: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """What an erasure removed or rewrote, in rows."""
+
+    rankings: int = 0
+    feedback: int = 0
+    shown_documents: int = 0
+    vectors: int = 0
+    snapshots: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class StoredVector:
+    """One row of the embedding cache: ``key`` is a keyed hash of role and text."""
+
+    key: str
+    vector: npt.NDArray[np.float16]
+    document_id: str | None = None
+
+
+StoreHealth: TypeAlias = Mapping[str, Any]
+"""Facts about a store for people: kind, place (without secrets), schema version, rows, bytes, integrity."""
+
+
+@runtime_checkable
+class TelemetryStore(Protocol):
+    """Keeps the event log, snapshots of learned state and the embedding cache.
+
+    Every method may be called from any thread, raises only ``StoreError`` (or a subclass) for trouble of its own,
+    and is atomic: all of it happens or nothing. ``neuralcache_plugins.testing.StoreConformance`` checks all this.
+    """
+
+    @property
+    def url(self) -> str:
+        """The place, fit for logs: secrets are masked."""
+
+    def hash_key(self) -> bytes:
+        """Return the store's own random key (32 bytes) for hashing texts; the same in every process."""
+
+    def append(self, events: Sequence[Event]) -> Appended:
+        """Append durably, in order, in one transaction.
+
+        An event whose ``feedback_id`` (or, for rankings, ``ranking_id``) is already stored is not stored again;
+        its old position is returned. Appending feedback also stores its ranking when that is missing (before it).
+        A reader that follows ``read(after=...)`` must never miss an event, however writers interleave.
+        """
+
+    def read(self, *, after: int = 0, upto: int | None = None, namespace: str | None = None,
+             limit: int = 1000) -> list[Recorded]:
+        """Return up to ``limit`` events with ``after < position <= upto``, by position."""
+
+    def head(self) -> Head:
+        """Return the epoch and the newest position (0 when empty)."""
+
+    def sign(self) -> Hashable:
+        """Return a value that changes whenever anyone appends or erases. Cheap, and it never waits for a writer.
+
+        After an ``append`` of this object, the sign equals ``Appended.sign`` until somebody writes again.
+        """
+
+    def ranking(self, ranking_id: str, *, namespace: str | None = None) -> RankingServed | None:
+        """Return the ranking with this id (and, if given, in this namespace), or None."""
+
+    def latest_ranking(self, query_key: str, *, namespace: str) -> RankingServed | None:
+        """Return the newest ranking of this question in the namespace, or None."""
+
+    def load_snapshot(self, namespace: str, fold: str) -> Snapshot | None:
+        """Return the snapshot written for this namespace by this fold (a name that includes its settings)."""
+
+    def save_snapshot(self, namespace: str, fold: str, snapshot: Snapshot) -> None:
+        """Replace the snapshot of this namespace and fold; ignored when ``snapshot.epoch`` is no longer current."""
+
+    def get_vectors(self, namespace: str, encoder: str, keys: Sequence[str]) -> dict[str, npt.NDArray[np.float16]]:
+        """Return the cached vectors among ``keys``, in one query."""
+
+    def put_vectors(self, namespace: str, encoder: str, vectors: Sequence[StoredVector], *, at: float,
+                    max_rows: int) -> None:
+        """Add vectors in one transaction; beyond ``max_rows`` in the whole store the oldest go."""
+
+    def erase(self, what: Erasure) -> Receipt:
+        """Erase for good and start a new epoch; snapshots of the namespaces concerned go as well.
+
+        ``document_ids`` are cut out of rankings (their lists shrink), of feedback and of the embedding cache; an
+        event left without documents goes. ``older_than`` erases what has ``at < older_than``.
+        """
+
+    def namespaces(self) -> list[str]:
+        """Return the namespaces that have events, sorted."""
+
+    def health(self) -> StoreHealth:
+        """Return facts for people; runs an integrity check, so not for hot paths."""
+
+    def close(self) -> None:
+        """Release everything. Later calls raise ``StoreClosedError``; closing twice is fine."""
+
+
+FeedbackSource: TypeAlias = Literal["user", "context_use", "citation", "marker"] | str
+Rewards: TypeAlias = Mapping[str | int, float] | Iterable[tuple[str | int, float]]

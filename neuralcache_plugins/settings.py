@@ -1,0 +1,68 @@
+"""Every setting, validated at construction and frozen. The only reader of the environment.
+
+``RerankSettings(diversity=0.3)`` sets one value; ``NEURALCACHE_RERANK_DIVERSITY=0.3`` does the same from outside;
+an argument beats the environment. Change a copy with ``settings.model_copy(update={...})``.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from platformdirs import user_data_path
+from pydantic import Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+def _config(prefix: str) -> SettingsConfigDict:
+    return SettingsConfigDict(env_prefix=prefix, frozen=True, extra="forbid", env_ignore_empty=True)
+
+
+class RerankSettings(BaseSettings):
+    """How candidates are ordered and what is learned (``NEURALCACHE_RERANK_*``)."""
+
+    model_config = _config("NEURALCACHE_RERANK_")
+
+    lexical_weight: float = Field(0.3, ge=0, le=10, description="weight of word overlap beside the retriever's score")
+    dense_weight: float = Field(0.3, ge=0, le=10, description="weight of the encoder's cosine beside the retriever's score")
+    learning: bool = Field(True, description="False keeps the cold order; feedback is still recorded")
+    half_life_seconds: float = Field(30 * 86400.0, gt=0, description="a document's credit halves in this time")
+    narrative_rate: float = Field(0.3, gt=0, le=1, description="how fast a session's narrative follows what helped")
+    questions_per_document: int = Field(64, ge=1, le=4096, description="remembered questions kept for one document")
+    max_documents: int = Field(20_000, ge=1, description="documents with memory per namespace; the stalest goes")
+    max_sessions: int = Field(2_000, ge=1, description="session narratives per namespace; the stalest goes")
+    diversity: float = Field(0.0, ge=0, le=1, description="0 = pure worth, 1 = pure novelty (maximal marginal relevance)")
+    exploration: float = Field(0.0, ge=0, le=1, description="probability that a rank is filled at random; recorded")
+    scorer_budget: int = Field(50, ge=1, description="most candidates that reach the optional scorer")
+    scorer_weight: float = Field(1.0, ge=0, le=10, description="weight of the scorer beside the cheap signals")
+    encoder_timeout_seconds: float | None = Field(None, gt=0, description="async encoders that take longer count as failed")
+    seed: int = Field(0, ge=0, description="seed of exploration")
+
+
+class StoreSettings(BaseSettings):
+    """Where telemetry goes and what it holds (``NEURALCACHE_STORE_*``)."""
+
+    model_config = _config("NEURALCACHE_STORE_")
+
+    url: SecretStr | None = Field(None, description="store URL; default: a SQLite file in the user's data folder")
+    store_text: bool = Field(False, description="also keep the text of questions and shown documents")
+    synchronous: Literal["normal", "full"] = Field("normal", description='"full" also survives loss of power')
+    busy_timeout_seconds: float = Field(5.0, ge=0, description="how long to wait for another writer")
+    flush_interval_seconds: float = Field(0.25, gt=0, description="served rankings are written at least this often")
+    buffer_rankings: int = Field(10_000, ge=1, description="rankings waiting to be written; beyond it the newest is dropped")
+    retention_seconds: float | None = Field(None, gt=0, description="events older than this are erased by the recorder")
+    snapshot_every: int = Field(20_000, ge=1, description="events between two snapshots of the learned state")
+    vectors_in_memory: int = Field(20_000, ge=0, description="text vectors kept in memory")
+    vectors_on_disk: int = Field(200_000, ge=0, description="text vectors kept in the store")
+
+    def resolved_url(self) -> str:
+        """Return the URL to open: the configured one, or the default file in the user's data folder."""
+        if self.url is not None:
+            return self.url.get_secret_value()
+        return default_store_url()
+
+
+def default_store_url(folder: Path | None = None) -> str:
+    """Return the URL of the default SQLite file; never in the current directory."""
+    place = folder or user_data_path("neuralcache-plugins", appauthor=False)
+    return f"sqlite:///{(place / 'telemetry.db').as_posix()}"
