@@ -1,0 +1,111 @@
+"""What the past says about candidates: decayed credit, narratives, and votes of remembered questions."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from neuralcache_plugins.contracts import Matrix, Vector
+
+NEAR = 2.5
+"""A remembered question starts to count this many standard deviations above an ordinary pair of questions."""
+
+BANDWIDTHS = (0.25, 0.5, 1.0)
+"""Kernel widths of the association, in the same unit: from "almost this question" to "this topic"."""
+
+POPULARITY_PRIOR = 50.0
+"""Rewards that a namespace must have seen before a document's overall share of them means anything."""
+
+VOTE_FLOOR = 0.003
+SHARE_EXPONENT = 0.75
+POPULARITY_DISCOUNT = 2.0
+EXPOSURE_PATIENCE = 10.0
+
+Array = npt.NDArray[np.float64]
+
+
+def decayed(value: Array, at: Array, now: float, *, half_life_seconds: float) -> Array:
+    """Return ``value``, written at ``at``, as it counts at ``now``; a clock that ran backwards changes nothing."""
+    return value * np.exp2(-np.maximum(0.0, now - at) / half_life_seconds)
+
+
+def pheromone(credit: Array, exposure: Array) -> Vector:
+    """Return each document's standing in (-1, 1), shape (n,), from its decayed credit and fruitless exposure.
+
+    Bounded, so that no amount of reward can outweigh relevance; exposure without reward discounts, never forbids.
+    """
+    discounted = credit / (1.0 + np.maximum(0.0, exposure - np.abs(credit)) / EXPOSURE_PATIENCE)
+    standing: Vector = (discounted / (1.0 + np.abs(discounted))).astype(np.float32)
+    return standing
+
+
+def moved_towards(narrative: Vector | None, vector: Vector, *, rate: float) -> Vector:
+    """Return the unit moving average after one more step: a small one, so that one vote cannot take it over."""
+    if narrative is None:
+        return vector
+    step = (1.0 - rate) * narrative + rate * vector
+    length = float(np.sqrt(step.dot(step)))
+    return step / np.float32(length) if length > 0 else narrative
+
+
+def association(
+    similarity: Vector,
+    weight: Vector,
+    starts: npt.NDArray[np.int64],
+    columns: npt.NDArray[np.int64],
+    remembered: Array,
+    share: Array,
+    cold: Array,
+    *,
+    mean: float,
+    deviation: float,
+) -> Array:
+    """Return log-probabilities (3, n) that remembered questions give the n candidates, one row per bandwidth.
+
+    ``similarity`` and ``weight`` (m,) are the cosines and weights of all remembered questions of the candidates,
+    grouped by candidate: group ``j`` begins at ``starts[j]`` and belongs to candidate ``columns[j]``, which keeps
+    ``remembered[j]`` questions and has ``share[j]`` of all rewards. ``cold`` (n,) are probabilities.
+
+    A Nadaraya-Watson vote with a fallback: similarities in units of their own spread (so one default serves every
+    encoder), x = (s - mean) / deviation; V = sum of weight * exp((x - x*) / h), divided by (1 + questions)^0.75, less
+    twice what the document's overall share of rewards would explain (popularity is not evidence), and the cold
+    probabilities weighing as much as one question at x = ``NEAR``. O(m + n).
+    """
+    standard = (similarity - np.float32(mean)) / np.float32(deviation)
+    top = max(NEAR, float(standard.max()))
+    wide = np.exp(standard - np.float32(top))
+    middle = wide * wide
+    mass = np.stack((middle * middle, middle, wide)) * weight
+    votes = np.add.reduceat(mass, starts, axis=1) * (1.0 + remembered) ** -SHARE_EXPONENT
+    excess = votes - POPULARITY_DISCOUNT * share * votes.sum(axis=1, keepdims=True)
+    fallback = np.exp((NEAR - top) / np.array(BANDWIDTHS))[:, None]
+    belief = fallback * cold
+    kept = np.maximum(0.0, excess)
+    belief[:, columns] += kept
+    belief /= fallback + kept.sum(axis=1, keepdims=True)
+    evidence: Array = np.log(belief + VOTE_FLOOR)
+    return evidence
+
+
+def rejection(
+    similarity: Vector,
+    weight: Vector,
+    starts: npt.NDArray[np.int64],
+    remembered: Array,
+    *,
+    mean: float,
+    deviation: float,
+) -> Array:
+    """Return how strongly each group of questions that the document did not help speaks against it, (groups,) <= 0.
+
+    Arguments as in ``association``; the kernel is the middle one, cut off far above ``NEAR``. O(m).
+    """
+    standard = (similarity - np.float32(mean)) / np.float32(deviation) - np.float32(NEAR)
+    mass = weight * np.exp(np.minimum(standard, np.float32(4.0)) * np.float32(2.0))
+    against: Array = -np.log1p(np.add.reduceat(mass, starts) * (1.0 + remembered) ** -SHARE_EXPONENT)
+    return against
+
+
+def as_matrix(rows: list[Vector], width: int) -> Matrix:
+    """Return the rows as one (n, width) array."""
+    return np.array(rows, dtype=np.float32) if rows else np.zeros((0, width), dtype=np.float32)

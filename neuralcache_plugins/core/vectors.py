@@ -1,0 +1,77 @@
+"""The border: whatever comes in leaves as unit float32 rows, or is refused by name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from neuralcache_plugins.contracts import Matrix, Vector
+from neuralcache_plugins.errors import DimensionMismatchError, InvalidInputError
+
+
+def unit_vector(values: Any, *, name: str, width: int | None = None) -> Vector:
+    """Return ``values`` as one float32 row of length 1 that shares no memory with it. O(d).
+
+    Raises ``InvalidInputError`` for anything that is not one finite, non-zero row of numbers and
+    ``DimensionMismatchError`` when it is not ``width`` wide.
+    """
+    try:
+        row = np.array(values, dtype=np.float32)
+    except (TypeError, ValueError) as error:
+        raise InvalidInputError(f"{name} must be a row of numbers, got {type(values).__name__}: {error}") from error
+    if row.ndim != 1 or row.size == 0:
+        raise InvalidInputError(f"{name} must be one row of numbers, got shape {row.shape}")
+    if width is not None and row.size != width:
+        raise DimensionMismatchError(name, got=row.size, expected=width)
+    length = float(np.sqrt(row.dot(row)))
+    if not np.isfinite(length) or length == 0.0:
+        raise InvalidInputError(f"{name} must be finite and not all zeros")
+    row /= length
+    return row
+
+
+def unit_rows(values: Any, *, count: int, width: int) -> tuple[Matrix, list[int]]:
+    """Return ``values`` as (count, width) unit float32 rows, and the positions of the rows that cannot be used.
+
+    A row that is missing (None), not finite, all zeros or of another width becomes zeros: such a document falls
+    back to its other signals. The result shares no memory with ``values``. O(count * width).
+    """
+    rows = _matrix(values, count=count, width=width)
+    with np.errstate(over="ignore", invalid="ignore"):
+        lengths = np.sqrt(np.einsum("ij,ij->i", rows, rows))
+    usable = np.isfinite(lengths) & (lengths > 0)
+    if usable.all():
+        rows /= lengths[:, None]
+        return rows, []
+    rows[~usable] = 0.0
+    lengths[~usable] = 1.0
+    rows /= lengths[:, None]
+    return rows, np.flatnonzero(~usable).tolist()
+
+
+def _matrix(values: Any, *, count: int, width: int) -> Matrix:
+    if len(values) != count:
+        raise InvalidInputError(f"vectors must hold one row per text: got {len(values)} rows for {count} texts")
+    if isinstance(values, np.ndarray) and values.shape == (count, width) and values.dtype.kind in "fiu":
+        return np.array(values, dtype=np.float32)
+    rows = np.zeros((count, width), dtype=np.float32)
+    for position, value in enumerate(values):
+        if value is None:
+            continue
+        try:
+            row = np.asarray(value, dtype=np.float32)
+        except (TypeError, ValueError) as error:
+            raise InvalidInputError(f"vectors[{position}] must be a row of numbers: {error}") from error
+        if row.shape == (width,):
+            rows[position] = row
+    return rows
+
+
+def width_of(values: Sequence[Any] | np.ndarray[Any, Any]) -> int | None:
+    """Return the width of the first row that is there, or None."""
+    for value in values:
+        if value is not None and len(value):
+            return len(value)
+    return None

@@ -1,0 +1,144 @@
+"""Learned state: a fold over the event log, with snapshots.
+
+``Memory`` keeps the states of a store's namespaces level with the log: it folds what this process appended straight
+from RAM, reads what others appended, and starts again when something was erased.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Hashable, Sequence
+
+from neuralcache_plugins.contracts import Appended, Recorded, Snapshot, TelemetryStore
+from neuralcache_plugins.memory.snapshots import fold_name, pack, unpack
+from neuralcache_plugins.memory.state import LearnedState, Learner
+from neuralcache_plugins.settings import RerankSettings
+
+__all__ = ["LearnedState", "Learner", "Memory"]
+
+logger = logging.getLogger(__name__)
+
+READ_LIMIT = 2_000
+
+
+class Memory:
+    """The learned states of one store's namespaces. Hold ``lock`` while reading a state."""
+
+    def __init__(self, store: TelemetryStore, *, settings: RerankSettings, snapshot_every: int) -> None:
+        self.lock = threading.RLock()
+        self._store = store
+        self._settings = settings
+        self._fold = fold_name(settings)
+        self._snapshot_every = snapshot_every
+        self._states: dict[str, LearnedState] = {}
+        self._snapshot_at: dict[str, int] = {}
+        self._sign: Hashable = None
+        self._epoch = 0
+        self._position = -1
+
+    def state(self, namespace: str) -> LearnedState:
+        """Return the namespace's state, level with the log. ``StoreError`` if the log cannot be read.
+
+        Costs one ``sign()`` when nobody else wrote.
+        """
+        with self.lock:
+            self._catch_up()
+            state = self._states.get(namespace)
+            if state is None:
+                state = self._states[namespace] = self._load(namespace)
+            return state
+
+    def last_known(self, namespace: str) -> LearnedState:
+        """Return the state as far as this process knows it, without asking the store."""
+        with self.lock:
+            return self._states.get(namespace) or LearnedState(self._settings)
+
+    def absorb(self, recorded: Sequence[Recorded], appended: Appended) -> None:
+        """Fold events that this process has just appended, unless others wrote in between (then they are read)."""
+        with self.lock:
+            fresh = [one for one in recorded if one.position > self._position]
+            if self._position < 0 or not fresh:
+                return
+            expected = range(self._position + 1, self._position + 1 + len(fresh))
+            if [one.position for one in fresh] != list(expected):
+                return
+            self._fold_in(fresh)
+            self._sign = appended.sign
+
+    def reset(self) -> None:
+        """Drop every state; the next reading folds the log again."""
+        with self.lock:
+            self._states.clear()
+            self._snapshot_at.clear()
+            self._sign = None
+            self._position = -1
+
+    def snapshots_due(self) -> bool:
+        """Return whether some namespace has moved far enough since its last snapshot."""
+        with self.lock:
+            return any(
+                state.rankings + state.feedback - self._snapshot_at.get(name, 0) >= self._snapshot_every
+                for name, state in self._states.items()
+            )
+
+    def save_snapshots(self, *, all_moved: bool = False) -> None:
+        """Write snapshots of the states that moved by ``snapshot_every`` events, or of all that moved a tenth of it."""
+        least = max(1, self._snapshot_every // 10) if all_moved else self._snapshot_every
+        for namespace in list(self._states):
+            with self.lock:
+                state = self._states.get(namespace)
+                if state is None or state.rankings + state.feedback - self._snapshot_at.get(namespace, 0) < least:
+                    continue
+                snapshot = Snapshot(epoch=self._epoch, position=state.position, state=pack(state))
+                self._snapshot_at[namespace] = state.rankings + state.feedback
+            self._store.save_snapshot(namespace, self._fold, snapshot)
+
+    def _catch_up(self) -> None:
+        sign = self._store.sign()
+        if sign == self._sign and self._position >= 0:
+            return
+        head = self._store.head()
+        if self._position < 0 or head.epoch != self._epoch:
+            self._states.clear()
+            self._snapshot_at.clear()
+            self._epoch, self._position = head.epoch, head.position
+        while self._position < head.position:
+            batch = self._store.read(after=self._position, upto=head.position, limit=READ_LIMIT)
+            if not batch:
+                self._position = head.position
+                break
+            self._fold_in(batch)
+        self._sign = sign
+
+    def _fold_in(self, batch: Sequence[Recorded]) -> None:
+        for one in batch:
+            state = self._states.get(one.event.namespace)
+            if state is not None:
+                state.fold(one)
+        self._position = batch[-1].position
+
+    def _load(self, namespace: str) -> LearnedState:
+        state = self._from_snapshot(namespace)
+        while True:
+            batch = self._store.read(
+                after=state.position, upto=self._position, namespace=namespace, limit=READ_LIMIT
+            )
+            for one in batch:
+                state.fold(one)
+            if len(batch) < READ_LIMIT:
+                return state
+
+    def _from_snapshot(self, namespace: str) -> LearnedState:
+        snapshot = self._store.load_snapshot(namespace, self._fold)
+        if snapshot is None or snapshot.epoch != self._epoch or snapshot.position > self._position:
+            return LearnedState(self._settings)
+        try:
+            state = unpack(snapshot.state, self._settings)
+        except ValueError as error:
+            logger.warning("the snapshot of namespace %r cannot be read and is made anew: %s", namespace, error)
+            return LearnedState(self._settings)
+        self._snapshot_at[namespace] = state.rankings + state.feedback
+        return state
+
+

@@ -1,0 +1,122 @@
+"""Remembered questions, grouped by document, each with a weight."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from neuralcache_plugins.contracts import Matrix, Vector
+
+FIRST_CAPACITY = 4
+Counts = npt.NDArray[np.float64]
+Offsets = npt.NDArray[np.int64]
+
+
+class Near(NamedTuple):
+    """All remembered questions of some candidates, compared with one question; see ``core.signals.association``."""
+
+    similarity: Vector
+    weight: Vector
+    starts: Offsets
+    columns: Offsets
+    remembered: Counts
+
+
+class Questions:
+    """For each document (a slot number) up to ``capacity`` question vectors with weights.
+
+    When a document is full, the remembered question nearest to the new one makes room: what it knew, the new one
+    knows too. Blocks grow by doubling, so a document with one question costs four rows.
+    """
+
+    def __init__(self, *, width: int, capacity: int) -> None:
+        self.width = width
+        self.capacity = capacity
+        self.total = 0
+        self._rows: dict[int, Matrix] = {}
+        self._weights: dict[int, Vector] = {}
+        self._blocks: dict[int, tuple[Matrix, Vector]] = {}
+
+    def near(self, slots: Sequence[int], question: Vector) -> Near | None:
+        """Compare ``question`` with everything remembered for ``slots``, or return None if that is nothing.
+
+        One matrix-vector product a candidate, without copying: O(remembered * width).
+        """
+        rows = self._rows
+        columns = [column for column, slot in enumerate(slots) if slot in rows]
+        if not columns:
+            return None
+        known = [slots[column] for column in columns]
+        similarity = np.concatenate([rows[slot].dot(question) for slot in known])
+        weight = np.concatenate([self._weights[slot] for slot in known])
+        sizes = np.array([len(rows[slot]) for slot in known])
+        starts = np.concatenate(([0], sizes[:-1].cumsum()))
+        return Near(similarity, weight, starts, np.array(columns), sizes.astype(np.float64))
+
+    def add(self, slot: int, question: Vector, weight: float) -> None:
+        """Remember one more question for ``slot``."""
+        rows = self._rows.get(slot)
+        count = 0 if rows is None else len(rows)
+        if rows is not None and count == self.capacity:
+            nearest = int(rows.dot(question).argmax())
+            rows[nearest] = question
+            self._weights[slot][nearest] = weight
+            return
+        block, weights = self._room(slot, count)
+        block[count] = question
+        weights[count] = weight
+        self._view(slot, count + 1)
+        self.total += 1
+
+    def reweigh(self, near: Near, slots: Sequence[int], weight: Vector) -> None:
+        """Replace the weights of everything in ``near``, which came from the same ``slots``."""
+        ends = [*near.starts[1:].tolist(), len(weight)]
+        for start, end, column in zip(near.starts.tolist(), ends, near.columns.tolist(), strict=True):
+            self._weights[slots[column]][:] = weight[start:end]
+
+    def drop(self, slot: int) -> None:
+        """Forget everything remembered for ``slot``."""
+        rows = self._rows.pop(slot, None)
+        if rows is not None:
+            self.total -= len(rows)
+            del self._weights[slot], self._blocks[slot]
+
+    def groups(self) -> Iterator[tuple[int, Matrix, Vector]]:
+        """Yield slot, rows and weights of every document that has some."""
+        for slot, rows in self._rows.items():
+            yield slot, rows, self._weights[slot]
+
+    def restore(self, slot: int, rows: Matrix, weights: Vector) -> None:
+        """Put back what ``groups`` gave."""
+        capacity = FIRST_CAPACITY
+        while capacity < len(rows):
+            capacity *= 2
+        block = np.zeros((min(capacity, self.capacity), self.width), dtype=np.float32)
+        kept = np.zeros(len(block), dtype=np.float32)
+        block[: len(rows)] = rows
+        kept[: len(rows)] = weights
+        self._blocks[slot] = block, kept
+        self._view(slot, len(rows))
+        self.total += len(rows)
+
+    def _room(self, slot: int, count: int) -> tuple[Matrix, Vector]:
+        block, weights = self._blocks.get(slot) or (_zeros(0, self.width), np.zeros(0, dtype=np.float32))
+        if count == len(block):
+            size = min(self.capacity, max(FIRST_CAPACITY, 2 * count))
+            grown = _zeros(size, self.width), np.zeros(size, dtype=np.float32)
+            grown[0][:count] = block
+            grown[1][:count] = weights
+            block, weights = self._blocks[slot] = grown
+        return block, weights
+
+    def _view(self, slot: int, count: int) -> None:
+        block, weights = self._blocks[slot]
+        self._rows[slot] = block[:count]
+        self._weights[slot] = weights[:count]
+
+
+def _zeros(rows: int, width: int) -> Matrix:
+    return np.zeros((rows, width), dtype=np.float32)

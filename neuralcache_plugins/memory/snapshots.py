@@ -1,0 +1,156 @@
+"""A learned state as bytes, and back: one JSON header and plain arrays in an ``npz`` archive, no pickle.
+
+Question vectors come from the log as float16, so float16 in the archive loses nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import zipfile
+from collections import OrderedDict
+from typing import Any
+
+import numpy as np
+
+from neuralcache_plugins.contracts import Vector
+from neuralcache_plugins.memory.questions import Questions
+from neuralcache_plugins.memory.state import Learner, LearnedState, Waiting
+from neuralcache_plugins.settings import RerankSettings
+
+FORMAT = 1
+_STATE_NUMBERS = (
+    "position", "rankings", "feedback", "first_feedback_at", "last_feedback_at", "answer_rate", "rewards_total",
+)
+_SPREAD_NUMBERS = ("mean", "variance", "count", "seen")
+_TRUST_NUMBERS = ("over_cold", "over_avoidance", "tests")
+_FOLD_SETTINGS = (
+    "half_life_seconds", "narrative_rate", "questions_per_document", "max_documents", "max_questions", "max_sessions",
+)
+
+
+def fold_name(settings: RerankSettings) -> str:
+    """Return the name of the fold that these settings make: snapshots of another fold are not this one's."""
+    chosen = json.dumps([getattr(settings, name) for name in _FOLD_SETTINGS])
+    return f"{FORMAT}-{hashlib.blake2b(chosen.encode(), digest_size=8).hexdigest()}"
+
+
+def pack(state: LearnedState) -> bytes:
+    """Return the whole state as bytes. O(size)."""
+    arrays: dict[str, np.ndarray[Any, Any]] = {}
+    order = list(state.slots.values())
+    for name in ("credit", "exposure", "written_at", "rewards"):
+        arrays[name] = getattr(state, name)[order]
+    place = {slot: index for index, slot in enumerate(order)}
+    header = {
+        "format": FORMAT,
+        **{name: getattr(state, name) for name in _STATE_NUMBERS},
+        "documents": list(state.slots),
+        "waiting": [[key, row.encoder, list(row.document_ids)] for key, row in state.waiting.items()],
+        "learners": [
+            _pack_learner(f"{index}", encoder, learner, place, arrays)
+            for index, (encoder, learner) in enumerate(state.learners.items())
+        ],
+    }
+    for index, row in enumerate(state.waiting.values()):
+        if row.question is not None:
+            arrays[f"waiting.{index}"] = row.question.astype(np.float16)
+    out = io.BytesIO()
+    text = np.frombuffer(json.dumps(header).encode(), dtype=np.uint8)
+    np.savez(out, header=text, **arrays)  # type: ignore[arg-type]  # numpy's stub takes only keyword arrays
+    return out.getvalue()
+
+
+def unpack(data: bytes, settings: RerankSettings) -> LearnedState:
+    """Return the state that ``pack`` turned into ``data``; ``ValueError`` if it is not one. O(size)."""
+    try:
+        with np.load(io.BytesIO(data), allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+        header = json.loads(arrays["header"].tobytes())
+        if header["format"] != FORMAT:
+            raise ValueError(f"snapshot format {header['format']}, expected {FORMAT}")
+        return _restore(header, arrays, settings)
+    except (KeyError, EOFError, OSError, zipfile.BadZipFile) as error:
+        raise ValueError(f"not a snapshot: {error!r}") from error
+
+
+def _restore(header: dict[str, Any], arrays: dict[str, np.ndarray[Any, Any]], settings: RerankSettings) -> LearnedState:
+    state = LearnedState(settings)
+    for name in _STATE_NUMBERS:
+        setattr(state, name, header[name])
+    state.slots = OrderedDict((document_id, slot) for slot, document_id in enumerate(header["documents"]))
+    size = max(16, 1 << len(state.slots).bit_length())
+    for name in ("credit", "exposure", "written_at", "rewards"):
+        column = np.zeros(size)
+        column[: len(state.slots)] = arrays[name]
+        setattr(state, name, column)
+    for index, (key, encoder, document_ids) in enumerate(header["waiting"]):
+        state.waiting[key] = Waiting(encoder, _vector(arrays, f"waiting.{index}"), tuple(document_ids))
+    for index, packed in enumerate(header["learners"]):
+        state.learners[packed["encoder"]] = _restore_learner(f"{index}", packed, arrays, settings)
+    return state
+
+
+def _pack_learner(
+    prefix: str, encoder: str, learner: Learner, place: dict[int, int], arrays: dict[str, np.ndarray[Any, Any]]
+) -> dict[str, Any]:
+    _pack_questions(f"{prefix}.helped", learner.helped, place, arrays)
+    _pack_questions(f"{prefix}.failed", learner.failed, place, arrays)
+    arrays[f"{prefix}.recent"] = learner.spread.recent.astype(np.float16)
+    for name in ("weights", "squares", "sharpness_evidence"):
+        arrays[f"{prefix}.{name}"] = getattr(learner.trust, name)
+    if learner.narrative is not None:
+        arrays[f"{prefix}.narrative"] = learner.narrative
+    if learner.sessions:
+        arrays[f"{prefix}.sessions"] = np.stack(list(learner.sessions.values()))
+    return {
+        "encoder": encoder,
+        "width": learner.width,
+        "sessions": list(learner.sessions),
+        "spread": {name: getattr(learner.spread, name) for name in _SPREAD_NUMBERS},
+        "trust": {name: getattr(learner.trust, name) for name in _TRUST_NUMBERS},
+    }
+
+
+def _restore_learner(
+    prefix: str, packed: dict[str, Any], arrays: dict[str, np.ndarray[Any, Any]], settings: RerankSettings
+) -> Learner:
+    learner = Learner(packed["width"], settings)
+    _restore_questions(f"{prefix}.helped", learner.helped, arrays)
+    _restore_questions(f"{prefix}.failed", learner.failed, arrays)
+    for name, value in packed["spread"].items():
+        setattr(learner.spread, name, value)
+    learner.spread.recent = arrays[f"{prefix}.recent"].astype(np.float32)
+    for name, value in packed["trust"].items():
+        setattr(learner.trust, name, value)
+    for name in ("weights", "squares", "sharpness_evidence"):
+        setattr(learner.trust, name, arrays[f"{prefix}.{name}"])
+    learner.narrative = arrays.get(f"{prefix}.narrative")
+    for index, session in enumerate(packed["sessions"]):
+        learner.sessions[session] = arrays[f"{prefix}.sessions"][index]
+    return learner
+
+
+def _pack_questions(
+    prefix: str, questions: Questions, place: dict[int, int], arrays: dict[str, np.ndarray[Any, Any]]
+) -> None:
+    groups = list(questions.groups())
+    arrays[f"{prefix}.slots"] = np.array([place[slot] for slot, _, _ in groups], dtype=np.int64)
+    arrays[f"{prefix}.sizes"] = np.array([len(rows) for _, rows, _ in groups], dtype=np.int64)
+    if groups:
+        arrays[f"{prefix}.rows"] = np.concatenate([rows for _, rows, _ in groups]).astype(np.float16)
+        arrays[f"{prefix}.weights"] = np.concatenate([weights for _, _, weights in groups])
+
+
+def _restore_questions(prefix: str, questions: Questions, arrays: dict[str, np.ndarray[Any, Any]]) -> None:
+    end = 0
+    for slot, size in zip(arrays[f"{prefix}.slots"].tolist(), arrays[f"{prefix}.sizes"].tolist(), strict=True):
+        start, end = end, end + size
+        rows = arrays[f"{prefix}.rows"][start:end].astype(np.float32)
+        questions.restore(slot, rows, arrays[f"{prefix}.weights"][start:end])
+
+
+def _vector(arrays: dict[str, np.ndarray[Any, Any]], name: str) -> Vector | None:
+    row = arrays.get(name)
+    return None if row is None else row.astype(np.float32)

@@ -1,0 +1,339 @@
+"""One namespace's learned state. It changes in ``fold`` alone; everything else only reads."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from neuralcache_plugins.contracts import FeedbackGiven, RankingServed, Recorded, Vector
+from neuralcache_plugins.core import signals
+from neuralcache_plugins.core.trust import FEATURES, Trust
+from neuralcache_plugins.memory.questions import Near, Questions
+from neuralcache_plugins.settings import RerankSettings
+
+Array = npt.NDArray[np.float64]
+
+PATIENCE = 64
+"""A ranking counts as unanswered when this many later ones have been served without feedback for it."""
+
+GRADED = 32
+"""Feedback is compared with at most this many of the documents shown (and all that it names)."""
+
+EXPOSED = 10
+"""Only so many top ranks count as exposure."""
+
+REPUTATION_NEAR = 4.0
+REPUTATION_RATE = 0.25
+ANSWER_RATE = 0.01
+NAMESPACE_PACE = 0.1
+
+
+class Waiting(NamedTuple):
+    """A ranking that may still get feedback."""
+
+    encoder: str
+    question: Vector | None
+    document_ids: tuple[str, ...]
+
+
+class Spread:
+    """Running mean and deviation of the cosine of two questions, so that "near" means the same for every encoder.
+
+    Starts from a prior worth ``PRIOR`` questions. Near repeats are left out and values far above are cut, so that a
+    young namespace with one busy question does not take "the same question" for ordinary.
+    """
+
+    PRIOR = 30.0
+    MEMORY = 500.0
+    RECENT = 32
+
+    def __init__(self, width: int) -> None:
+        self.mean = 0.18
+        self.variance = 0.15**2
+        self.count = self.PRIOR
+        self.seen = 0
+        self.recent = np.zeros((self.RECENT, width), dtype=np.float32)
+
+    @property
+    def deviation(self) -> float:
+        """Return the standard deviation, never less than a cosine step that vectors can resolve."""
+        return max(0.02, float(self.variance) ** 0.5)
+
+    def observe(self, question: Vector) -> None:
+        """Compare one more question with the most recent ones."""
+        filled = min(self.seen, self.RECENT)
+        cosines = self.recent[:filled].dot(question)
+        cosines = cosines[cosines < 0.95]
+        if cosines.size:
+            cut = np.minimum(cosines, self.mean + 2.0 * self.deviation)
+            step = 1.0 / (self.count + 1.0)
+            centre = float(cut.mean())
+            spread = float(np.square(cut - self.mean).mean())
+            self.mean += step * (centre - self.mean)
+            self.variance += step * (spread - self.variance)
+            self.count = min(self.MEMORY, self.count + 1.0)
+        self.recent[self.seen % self.RECENT] = question
+        self.seen += 1
+
+
+class Learner:
+    """What was learned with the vectors of one encoder; another encoder's vectors are never mixed in."""
+
+    def __init__(self, width: int, settings: RerankSettings) -> None:
+        self.width = width
+        self.helped = Questions(width=width, capacity=settings.questions_per_document)
+        self.failed = Questions(width=width, capacity=settings.questions_per_document)
+        self.spread = Spread(width)
+        self.trust = Trust()
+        self.narrative: Vector | None = None
+        self.sessions: OrderedDict[str, Vector] = OrderedDict()
+
+    def is_near(self, near: Near | None) -> bool:
+        """Return whether any remembered question is near enough to count."""
+        if near is None:
+            return False
+        return float(near.similarity.max()) >= self.spread.mean + signals.NEAR * self.spread.deviation
+
+
+class LearnedState:
+    """Memories of one namespace: credit by document, and one ``Learner`` per encoder."""
+
+    def __init__(self, settings: RerankSettings) -> None:
+        self.settings = settings
+        self.position = 0
+        self.rankings = 0
+        self.feedback = 0
+        self.first_feedback_at: float | None = None
+        self.last_feedback_at: float | None = None
+        self.answer_rate = 0.0
+        self.rewards_total = 0.0
+        self.slots: OrderedDict[str, int] = OrderedDict()
+        self.free: list[int] = []
+        self.credit = np.zeros(16)
+        self.exposure = np.zeros(16)
+        self.written_at = np.zeros(16)
+        self.rewards = np.zeros(16)
+        self.waiting: OrderedDict[str, Waiting] = OrderedDict()
+        self.learners: dict[str, Learner] = {}
+
+    # reading
+
+    def slots_of(self, ids: Sequence[str]) -> list[int]:
+        """Return the slot of each document, -1 for those never seen."""
+        get = self.slots.get
+        return [get(document_id, -1) for document_id in ids]
+
+    def pheromones(self, slots: Sequence[int], now: float) -> Vector:
+        """Return the standing of each slot in (-1, 1) as of ``now``; 0 for the unknown."""
+        chosen = np.array(slots, dtype=np.int64)
+        half_life = self.settings.half_life_seconds
+        written = self.written_at[chosen]
+        credit = signals.decayed(self.credit[chosen], written, now, half_life_seconds=half_life)
+        exposure = signals.decayed(self.exposure[chosen], written, now, half_life_seconds=half_life)
+        standing = signals.pheromone(credit, exposure)
+        standing[chosen < 0] = 0.0
+        return standing
+
+    def narrative(self, encoder: str, session: str | None) -> Vector | None:
+        """Return the session's narrative, or the namespace's when no session is named."""
+        learner = self.learners.get(encoder)
+        if learner is None:
+            return None
+        return learner.narrative if session is None else learner.sessions.get(session)
+
+    def features(
+        self, learner: Learner, question: Vector, slots: Sequence[int], *, cold: Array, pheromone: Vector, narrative: Array
+    ) -> tuple[Array, Near | None]:
+        """Return the features (n, f) named in ``core.trust.FEATURES``, and what the association was made of.
+
+        ``cold`` (n,) are log-probabilities of the cold order among the same candidates.
+        """
+        table = np.empty((len(slots), len(FEATURES)))
+        table[:, 0] = cold
+        table[:, 4] = 0.0
+        table[:, 5] = pheromone
+        table[:, 6] = narrative
+        probability = np.exp(cold)
+        probability /= probability.sum()
+        mean, deviation = learner.spread.mean, learner.spread.deviation
+        near = learner.helped.near(slots, question)
+        if near is None:
+            table[:, 1:4] = np.log(probability + signals.VOTE_FLOOR)[:, None]
+        else:
+            known = np.array([slots[column] for column in near.columns.tolist()])
+            share = self.rewards[known] / (self.rewards_total + signals.POPULARITY_PRIOR)
+            table[:, 1:4] = signals.association(
+                *near, share=share, cold=probability, mean=mean, deviation=deviation
+            ).T
+        refused = learner.failed.near(slots, question)
+        if refused is not None:
+            table[refused.columns, 4] = signals.rejection(
+                refused.similarity, refused.weight, refused.starts, refused.remembered, mean=mean, deviation=deviation
+            )
+        return table, near
+
+    # writing: fold and what it calls
+
+    def fold(self, recorded: Recorded) -> None:
+        """Take in the next event of the log. Deterministic; an event at or before ``position`` changes nothing."""
+        if recorded.position <= self.position:
+            return
+        self.position = recorded.position
+        if isinstance(recorded.event, RankingServed):
+            self._served(recorded.event)
+        else:
+            self._told(recorded.event)
+
+    def _served(self, event: RankingServed) -> None:
+        self.rankings += 1
+        learner = self._learner(event)
+        if learner is not None and event.query_vector is not None:
+            learner.spread.observe(event.query_vector)
+        shown = event.document_ids[:EXPOSED]
+        for rank, document_id in enumerate(shown):
+            self._pay(document_id, at=event.at, exposure=1.0 / (1.0 + rank))
+        self.waiting[event.ranking_id] = Waiting(event.encoder, event.query_vector, shown)
+        if len(self.waiting) > PATIENCE:
+            _, unanswered = self.waiting.popitem(last=False)
+            self._unanswered(unanswered)
+
+    def _told(self, event: FeedbackGiven) -> None:
+        self.feedback += 1
+        self.first_feedback_at = event.at if self.first_feedback_at is None else self.first_feedback_at
+        self.last_feedback_at = event.at
+        if self.waiting.pop(event.ranking_id, None) is not None:
+            self.answer_rate += max(ANSWER_RATE, 1.0 / self.rankings) * (1.0 - self.answer_rate)
+        rewards = dict(event.rewards)
+        for document_id, reward in event.rewards:
+            self._pay(document_id, at=event.at, credit=reward)
+            self._count_reward(document_id, max(0.0, reward))
+        learner = self._learner(event.ranking)
+        if learner is not None and event.ranking.query_vector is not None:
+            self._learn(learner, event.ranking.query_vector, event, rewards)
+            self._follow(learner, event)
+
+    def _learn(self, learner: Learner, question: Vector, event: FeedbackGiven, rewards: dict[str, float]) -> None:
+        ranking = event.ranking
+        graded = [rank for rank, name in enumerate(ranking.document_ids) if rank < GRADED or name in rewards]
+        names = [ranking.document_ids[rank] for rank in graded]
+        slots = self.slots_of(names)
+        recorded_narrative = ranking.signals.get("narrative")
+        narrative = np.zeros(len(graded))
+        if recorded_narrative is not None and ranking.session is None:
+            narrative = np.array([recorded_narrative[rank] for rank in graded])
+        features, near = self.features(
+            learner,
+            question,
+            slots,
+            cold=np.array([ranking.cold[rank] for rank in graded]),
+            pheromone=self.pheromones(slots, event.at),
+            narrative=narrative,
+        )
+        reward = np.array([rewards.get(name, 0.0) for name in names])
+        helped = np.maximum(0.0, reward)
+        if helped.any():
+            learner.trust.test_and_learn(features, helped, informed=learner.is_near(near))
+            if near is not None:
+                self._judge(learner, near, slots, helped)
+        for slot, value in zip(slots, reward.tolist(), strict=True):
+            if value > 0:
+                learner.helped.add(slot, question, value)
+            elif value < 0:
+                learner.failed.add(slot, question, -value)
+        self._make_room(learner)
+
+    def _judge(self, learner: Learner, near: Near, slots: list[int], helped: Array) -> None:
+        """Move the weight of near votes towards 1 where this feedback agrees with them, else towards 0."""
+        standard = (near.similarity - learner.spread.mean) / learner.spread.deviation
+        closeness = np.clip((standard - REPUTATION_NEAR) / 2.0, 0.0, 1.0)
+        if not closeness.any():
+            return
+        sizes = np.append(near.starts[1:], len(standard)) - near.starts
+        target = np.repeat(np.minimum(1.0, helped[near.columns]), sizes)
+        weight = near.weight + REPUTATION_RATE * closeness * (target - near.weight)
+        learner.helped.reweigh(near, slots, weight.astype(np.float32))
+
+    def _follow(self, learner: Learner, event: FeedbackGiven) -> None:
+        vector = event.document_vector
+        if vector is None or len(vector) != learner.width or sum(reward for _, reward in event.rewards) <= 0:
+            return
+        rate = self.settings.narrative_rate
+        session = event.ranking.session
+        if session is None:
+            learner.narrative = signals.moved_towards(learner.narrative, vector, rate=rate * NAMESPACE_PACE)
+            return
+        learner.sessions[session] = signals.moved_towards(learner.sessions.pop(session, None), vector, rate=rate)
+        if len(learner.sessions) > self.settings.max_sessions:
+            learner.sessions.popitem(last=False)
+
+    def _unanswered(self, waiting: Waiting) -> None:
+        """Count silence against what was shown, the less the rarer feedback is here."""
+        self.answer_rate -= max(ANSWER_RATE, 1.0 / self.rankings) * self.answer_rate
+        learner = self.learners.get(waiting.encoder)
+        weight = self.answer_rate**2
+        if learner is None or waiting.question is None or weight < 0.01:
+            return
+        for document_id in waiting.document_ids:
+            slot = self.slots.get(document_id)
+            if slot is not None:
+                learner.failed.add(slot, waiting.question, weight)
+        self._make_room(learner)
+
+    def _pay(self, document_id: str, *, at: float, credit: float = 0.0, exposure: float = 0.0) -> None:
+        """Bring a document's numbers up to ``at``, then add."""
+        slot = self._slot(document_id)
+        written = self.written_at[slot]
+        fade = 2.0 ** (-max(0.0, at - written) / self.settings.half_life_seconds)
+        self.credit[slot] = self.credit[slot] * fade + credit
+        self.exposure[slot] = self.exposure[slot] * fade + exposure
+        self.written_at[slot] = max(at, written)
+
+    def _count_reward(self, document_id: str, reward: float) -> None:
+        self.rewards[self.slots[document_id]] += reward
+        self.rewards_total += reward
+
+    def _slot(self, document_id: str) -> int:
+        slot = self.slots.get(document_id)
+        if slot is not None:
+            self.slots.move_to_end(document_id)
+            return slot
+        if len(self.slots) >= self.settings.max_documents:
+            self._evict()
+        slot = self.free.pop() if self.free else len(self.slots)
+        if slot == len(self.credit):
+            self._grow()
+        self.slots[document_id] = slot
+        return slot
+
+    def _evict(self) -> None:
+        _, slot = self.slots.popitem(last=False)
+        self.rewards_total -= float(self.rewards[slot])
+        for column in (self.credit, self.exposure, self.written_at, self.rewards):
+            column[slot] = 0.0
+        for learner in self.learners.values():
+            learner.helped.drop(slot)
+            learner.failed.drop(slot)
+        self.free.append(slot)
+
+    def _make_room(self, learner: Learner) -> None:
+        while learner.helped.total + learner.failed.total > self.settings.max_questions and len(self.slots) > 1:
+            self._evict()
+
+    def _grow(self) -> None:
+        size = 2 * len(self.credit)
+        self.credit, self.exposure, self.written_at, self.rewards = (
+            np.concatenate((column, np.zeros(size - len(column))))
+            for column in (self.credit, self.exposure, self.written_at, self.rewards)
+        )
+
+    def _learner(self, ranking: RankingServed) -> Learner | None:
+        if ranking.query_vector is None:
+            return None
+        learner = self.learners.get(ranking.encoder)
+        if learner is None:
+            learner = self.learners[ranking.encoder] = Learner(len(ranking.query_vector), self.settings)
+        return learner

@@ -1,0 +1,164 @@
+"""What comes in from callers, checked once: requests to rank, and feedback."""
+
+from __future__ import annotations
+
+import math
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from neuralcache_plugins.contracts import RankingServed
+from neuralcache_plugins.errors import InvalidInputError, UnknownDocumentError
+
+TRACE_KEYS = ("run_id", "parent_run_id", "trace_id", "span_id")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Request:
+    """One question with its candidates, as ``rerank`` takes them."""
+
+    query: str
+    texts: Sequence[str]
+    ids: Sequence[str | None] | None
+    top_n: int
+    query_vector: Any
+    vectors: Any
+    prior_scores: Sequence[float | None] | None
+    session: str | None
+    namespace: str
+    trace: Mapping[str, str]
+
+    @property
+    def asks(self) -> bool:
+        """Return whether there is a question at all; without one the prior order stands."""
+        return bool(self.query.strip())
+
+
+def request(
+    query: str,
+    texts: Sequence[str],
+    *,
+    ids: Sequence[str | None] | None,
+    top_n: int | None,
+    query_vector: Any,
+    vectors: Any,
+    prior_scores: Sequence[float | None] | None,
+    session: str | None,
+    namespace: str,
+    trace: Mapping[str, str] | None,
+) -> Request:
+    """Check the arguments of ``Reranker.rerank``; ``InvalidInputError`` says what came and what was expected."""
+    if not isinstance(query, str):
+        raise InvalidInputError(f"query must be a str, got {type(query).__name__}")
+    texts = _texts(texts)
+    for name, values in (("ids", ids), ("vectors", vectors), ("prior_scores", prior_scores)):
+        if values is not None and len(values) != len(texts):
+            raise InvalidInputError(f"{name} must have one entry per text: got {len(values)} for {len(texts)} texts")
+    if ids is not None and not all(one is None or isinstance(one, str) for one in ids):
+        raise InvalidInputError("ids must be str or None")
+    if trace is not None and not set(trace) <= set(TRACE_KEYS):
+        raise InvalidInputError(f"trace may have the keys {', '.join(TRACE_KEYS)}, got {', '.join(map(str, trace))}")
+    return Request(
+        query=query,
+        texts=texts,
+        ids=ids,
+        top_n=_top_n(top_n, len(texts)),
+        query_vector=query_vector,
+        vectors=vectors,
+        prior_scores=None if prior_scores is None else _prior_scores(prior_scores),
+        session=_name("session", session, optional=True),
+        namespace=_name("namespace", namespace) or "",
+        trace=trace or {},
+    )
+
+
+def canonical(query: str) -> str:
+    """Return the question as it is keyed: NFC, case folded, white space collapsed."""
+    return " ".join(unicodedata.normalize("NFC", query).casefold().split())
+
+
+def rewards(
+    ranking: RankingServed,
+    *,
+    helpful: Iterable[str | int] | str | int,
+    unhelpful: Iterable[str | int] | str | int,
+    rewards: Mapping[Any, float] | None,
+) -> tuple[tuple[str, float], ...]:
+    """Return (document id, reward) pairs for documents that this ranking showed; raise a clear error for any other."""
+    named = [(name, 1.0) for name in _listed(helpful)]
+    named += [(name, -1.0) for name in _listed(unhelpful)]
+    named += list((rewards or {}).items())
+    if not named:
+        raise InvalidInputError("feedback needs at least one document in helpful, unhelpful or rewards")
+    resolved: dict[str, float] = {}
+    for name, value in named:
+        document_id = _shown(ranking, name)
+        reward = _reward(document_id, value)
+        if resolved.setdefault(document_id, reward) != reward:
+            raise InvalidInputError(f"document {document_id!r} is given two different rewards")
+    return tuple(resolved.items())
+
+
+def _texts(texts: Sequence[str]) -> Sequence[str]:
+    if isinstance(texts, str) or not isinstance(texts, Sequence):
+        raise InvalidInputError(f"texts must be a list of str, got {type(texts).__name__}")
+    for position, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise InvalidInputError(f"texts[{position}] must be a str, got {type(text).__name__}")
+    return texts
+
+
+def _top_n(top_n: int | None, count: int) -> int:
+    if top_n is None:
+        return count
+    if isinstance(top_n, bool) or not isinstance(top_n, int) or top_n < 1:
+        raise InvalidInputError(f"top_n must be a whole number of at least 1, or None for all; got {top_n!r}")
+    return min(top_n, count)
+
+
+def _prior_scores(scores: Sequence[float | None]) -> list[float] | None:
+    """Return floats with NaN for the unknown, or None when none is known."""
+    try:
+        values = [math.nan if score is None else float(score) for score in scores]
+    except (TypeError, ValueError) as error:
+        raise InvalidInputError(f"prior_scores must be numbers or None: {error}") from error
+    return None if all(math.isnan(value) for value in values) else values
+
+
+def _name(kind: str, value: str | None, *, optional: bool = False) -> str | None:
+    if value is None and optional:
+        return None
+    if not isinstance(value, str) or not value.strip():
+        raise InvalidInputError(f"{kind} must be a non-empty str, got {value!r}")
+    return value
+
+
+def _listed(names: Iterable[str | int] | str | int) -> list[str | int]:
+    if isinstance(names, (str, int)):
+        return [names]
+    return list(names)
+
+
+def _shown(ranking: RankingServed, name: Any) -> str:
+    if isinstance(name, str) and name in ranking.document_ids:
+        return name
+    if isinstance(name, int) and not isinstance(name, bool) and name in ranking.positions:
+        return ranking.document_ids[ranking.positions.index(name)]
+    if not isinstance(name, (str, int)) or isinstance(name, bool):
+        raise InvalidInputError(
+            f"documents are named by id (str) or by position in the list that was ranked (int), got {name!r}"
+        )
+    kind = "position" if isinstance(name, int) else "document"
+    shown = ", ".join(ranking.document_ids[:10]) + (", ..." if len(ranking.document_ids) > 10 else "")
+    raise UnknownDocumentError(f"{kind} {name!r} was not shown in ranking {ranking.ranking_id}; shown were: {shown}")
+
+
+def _reward(document_id: str, value: Any) -> float:
+    try:
+        reward = float(value)
+    except (TypeError, ValueError) as error:
+        raise InvalidInputError(f"the reward of {document_id!r} must be a number in [-1, 1], got {value!r}") from error
+    if not -1.0 <= reward <= 1.0:
+        raise InvalidInputError(f"the reward of {document_id!r} must be in [-1, 1], got {value!r}")
+    return round(reward, 4)

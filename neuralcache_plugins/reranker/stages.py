@@ -1,0 +1,142 @@
+"""The stages between vectors and an order, on arrays alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from neuralcache_plugins.contracts import Matrix, Positions, Vector
+from neuralcache_plugins.core import fusion, selection
+from neuralcache_plugins.core.trust import log_softmax
+from neuralcache_plugins.memory import LearnedState
+from neuralcache_plugins.settings import RerankSettings
+
+Array = npt.NDArray[np.float64]
+
+
+class Vectors(NamedTuple):
+    """Question and candidates of one encoder: ``rows`` (n, d) hold zeros where a document has no usable vector."""
+
+    encoder: str
+    question: Vector
+    rows: Matrix
+    unusable: Sequence[int]
+
+
+class Evidence(NamedTuple):
+    """What every stage left behind: log-probabilities cold and final (n,), and one array per signal."""
+
+    cold: Array
+    final: Array
+    trust: float
+    signals: Mapping[str, Vector]
+
+
+class Chosen(NamedTuple):
+    """The documents to return, in order, with scores that never rise."""
+
+    positions: Positions
+    scores: tuple[float, ...]
+    propensities: tuple[float, ...]
+
+
+def cold_evidence(
+    *,
+    count: int,
+    prior_scores: Sequence[float] | None,
+    lexical: Vector | None,
+    vectors: Vectors | None,
+    narrative: Vector | None,
+    in_session: bool,
+    settings: RerankSettings,
+) -> tuple[Array, dict[str, Vector]]:
+    """Return the cold log-probabilities (n,) and the signals that they were made of.
+
+    The narrative of a session is context of the question, so it belongs to the cold order; the namespace's is not.
+    """
+    silent = np.zeros(count, dtype=np.float32)
+    signals = {"prior": fusion.prior_signal(prior_scores, count), "dense": silent, "lexical": silent, "narrative": silent}
+    dense: Vector | None = None
+    if lexical is not None:
+        signals["lexical"] = lexical
+    if vectors is not None:
+        dense = signals["dense"] = vectors.rows @ vectors.question
+        if narrative is not None:
+            signals["narrative"] = vectors.rows @ narrative
+            if in_session:
+                dense = dense + np.float32(settings.narrative_weight) * signals["narrative"]
+        if vectors.unusable:
+            dense = dense.copy()
+            dense[list(vectors.unusable)] = np.nan
+    worth = fusion.cold_worth(
+        signals["prior"],
+        dense,
+        lexical,
+        dense_weight=settings.dense_weight,
+        lexical_weight=settings.lexical_weight,
+    )
+    return fusion.cold_log_probabilities(worth).astype(np.float64), signals
+
+
+def learned_evidence(
+    cold: Array,
+    signals: dict[str, Vector],
+    *,
+    state: LearnedState,
+    ids: Sequence[str],
+    vectors: Vectors | None,
+    in_session: bool,
+    now: float,
+    settings: RerankSettings,
+) -> Evidence:
+    """Return the final log-probabilities (n,): the cold ones, moved as far as learning has earned trust."""
+    slots = state.slots_of(ids) if state.slots else []
+    signals["pheromone"] = state.pheromones(slots, now) if slots else np.zeros(len(ids), dtype=np.float32)
+    signals["association"] = np.zeros(len(ids), dtype=np.float32)
+    learner = None if vectors is None else state.learners.get(vectors.encoder)
+    if learner is None or vectors is None or not settings.learning or learner.trust.share == 0.0:
+        return Evidence(cold, cold, 0.0 if learner is None else learner.trust.value, signals)
+    features, near = state.features(
+        learner,
+        vectors.question,
+        slots,
+        cold=cold,
+        pheromone=signals["pheromone"],
+        narrative=np.zeros(len(ids)) if in_session else signals["narrative"].astype(np.float64),
+    )
+    if near is not None:
+        signals["association"] = (np.exp(features[:, 2]) - np.exp(cold)).astype(np.float32)
+    return Evidence(cold, learner.trust.order(features, cold), learner.trust.value, signals)
+
+
+def choose(
+    evidence: Evidence,
+    *,
+    count: int,
+    rows: Matrix | None,
+    settings: RerankSettings,
+    rng: np.random.Generator,
+) -> Chosen:
+    """Return the ``count`` documents to show: the best, or a diverse or explored choice where the settings ask."""
+    scores = _scores(evidence.final)
+    propensities = (1.0,) * count
+    if settings.exploration > 0:
+        order = selection.best(scores, len(scores))
+        positions, chances = selection.explore(order, count=count, probability=settings.exploration, rng=rng)
+        propensities = tuple(chances.tolist())
+    elif settings.diversity > 0 and rows is not None:
+        positions = selection.best_and_diverse(scores, rows, count=count, diversity=settings.diversity)
+    else:
+        positions = selection.best(scores, count)
+    return Chosen(positions, tuple(np.minimum.accumulate(scores[positions]).tolist()), propensities)
+
+
+def _scores(log_probabilities: Array) -> Array:
+    """Return the logistic of the lift over an even chance, in [0, 1]: 1/2 means "as good as any of these"."""
+    lift = log_softmax(log_probabilities) + math.log(len(log_probabilities))
+    scores: Array = 1.0 / (1.0 + np.exp(-lift))
+    return scores
