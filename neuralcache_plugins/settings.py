@@ -23,7 +23,9 @@ class RerankSettings(BaseSettings):
 
     model_config = _config("NEURALCACHE_RERANK_")
 
-    lexical_weight: float = Field(0.3, ge=0, le=10, description="weight of word overlap beside the retriever's score")
+    lexical_weight: float = Field(
+        0.8, ge=0, le=10, description="weight of word overlap beside the retriever's score; 0.3 over hybrid retrievers"
+    )
     dense_weight: float = Field(0.3, ge=0, le=10, description="weight of the encoder's cosine beside the retriever's score")
     learning: bool = Field(True, description="False keeps the cold order; feedback is still recorded")
     half_life_seconds: float = Field(30 * 86400.0, gt=0, description="a document's credit halves in this time")

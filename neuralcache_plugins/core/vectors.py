@@ -41,10 +41,10 @@ def unit_rows(values: Any, *, count: int, width: int) -> tuple[Matrix, list[int]
     rows = _matrix(values, count=count, width=width)
     with np.errstate(over="ignore", invalid="ignore"):
         lengths = np.sqrt(np.einsum("ij,ij->i", rows, rows))
-    usable = np.isfinite(lengths) & (lengths > 0)
-    if usable.all():
+    if count and lengths.min() > 0 and np.isfinite(lengths.sum()):
         rows /= lengths[:, None]
         return rows, []
+    usable = np.isfinite(lengths) & (lengths > 0)
     rows[~usable] = 0.0
     lengths[~usable] = 1.0
     rows /= lengths[:, None]

@@ -1,0 +1,103 @@
+"""From signals to worth: the cold order, before anything was learned.
+
+The retriever's opinion leads; the encoder and the words move it by fixed weights. A signal that is missing, constant
+or not finite is neutral: it changes nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from neuralcache_plugins.contracts import Vector
+
+_Floats: TypeAlias = npt.NDArray[np.float64]
+
+_RANK_OFFSET = 3.0
+_FLOOR = 1e-4
+# values this close, relative to the largest, differ only by the rounding of float32
+_ROUNDING = 4 * float(np.finfo(np.float32).eps)
+
+
+def standardize(x: npt.ArrayLike) -> Vector:
+    """Return z-scores of finite values, shape (n,); zeros when there are fewer than two or all are equal.
+
+    Equal means up to the rounding of float32: the noise of a matrix product must not become a signal.
+    """
+    return _z(np.asarray(x, dtype=np.float64)).astype(np.float32)
+
+
+def prior_signal(scores: Sequence[float | None] | npt.NDArray[np.floating] | None, n: int) -> Vector:
+    """Return what the retriever thought of its n candidates, standardised, shape (n,).
+
+    Without scores the order speaks: -ln(rank + 3). Equal scores say that the order means nothing: zeros. Among finite
+    scores None, NaN and -inf count as the lowest of them and +inf as the highest.
+    """
+    if scores is None:
+        return standardize(-np.log(np.arange(1, n + 1) + _RANK_OFFSET))
+    values = np.asarray(scores, dtype=np.float64)
+    known = np.isfinite(values)
+    if known.all():
+        return standardize(values)
+    if not known.any():
+        return np.zeros(n, dtype=np.float32)
+    lowest, highest = values[known].min(), values[known].max()
+    return standardize(np.nan_to_num(values, nan=lowest, neginf=lowest, posinf=highest))
+
+
+def cold_worth(prior: Vector, dense: Vector | None, lexical: Vector | None, *,
+               dense_weight: float, lexical_weight: float) -> Vector:
+    """Return prior + dense_weight z(dense) + lexical_weight lexical, shape (n,), always finite.
+
+    ``prior`` is what ``prior_signal`` returned; when it is silent, ``dense`` (unless switched off) takes its place with
+    weight 1. ``lexical`` carries its confidence in its scale, so it is not standardised. None, and NaN or infinity of
+    one document, are neutral. A linear sum of z-scores: Fox and Shaw (TREC-2, 1994) with weights. O(n).
+    """
+    worth: _Floats = prior.astype(np.float64)
+    if dense is not None and dense_weight > 0:
+        worth += (dense_weight if prior.any() else 1.0) * _known_z(dense)
+    if lexical is not None:
+        worth += lexical_weight * _known(lexical)
+    return worth.astype(np.float32)
+
+
+def cold_log_probabilities(worth: Vector, sharpness: float = 1.75) -> Vector:
+    """Return ln(softmax(sharpness * z(worth)) + 1e-4), shape (n,): the cold order as chances, none of them hopeless."""
+    if not worth.size:
+        return np.zeros(0, dtype=np.float32)
+    logits = sharpness * _z(worth.astype(np.float64))
+    p = np.exp(logits - logits.max())
+    chances: _Floats = p / p.sum()
+    return np.log(chances + _FLOOR).astype(np.float32, copy=False)
+
+
+def _z(values: _Floats) -> _Floats:
+    if values.size < 2:
+        return np.zeros(values.size)
+    low, high = float(values.min()), float(values.max())
+    # halves, because the difference of two huge numbers may not be representable
+    half_range = high / 2 - low / 2
+    if half_range <= _ROUNDING / 2 * max(-low, high):
+        return np.zeros(values.size)
+    centred: _Floats = (values / 2 - low / 2) / half_range
+    centred -= float(centred.sum()) / values.size
+    centred /= math.sqrt(float(centred @ centred) / values.size)
+    return centred
+
+
+def _known_z(signal: Vector) -> _Floats:
+    """Return z-scores over the finite values and 0 for the others, shape (n,)."""
+    known = np.isfinite(signal)
+    if known.all():
+        return _z(signal.astype(np.float64))
+    z = np.zeros(signal.size)
+    z[known] = _z(signal[known].astype(np.float64))
+    return z
+
+
+def _known(signal: Vector) -> _Floats:
+    return np.where(np.isfinite(signal), signal, 0.0)
