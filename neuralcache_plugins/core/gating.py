@@ -7,7 +7,7 @@ import numpy as np
 from neuralcache_plugins.contracts import Positions, Vector
 from neuralcache_plugins.core.fusion import standardize
 
-CONFIDENT_MASS = 0.95
+CONFIDENT_MASS = 0.99
 """The cheap signals are sure of a set of candidates when it holds this much of the probability."""
 
 SHARPNESS = 1.75

@@ -1,0 +1,259 @@
+"""Learned state is a fold over the log: deterministic, rebuilt from snapshots, bounded, and only read by reading."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from neuralcache_plugins.contracts import Erasure, Recorded
+from neuralcache_plugins.errors import StoreError
+from neuralcache_plugins.memory import LearnedState, Memory
+from neuralcache_plugins.memory.questions import Questions
+from neuralcache_plugins.memory.snapshots import fold_name, pack, unpack
+from neuralcache_plugins.settings import RerankSettings
+from neuralcache_plugins.stores.memory import MemoryStore
+from neuralcache_plugins.telemetry import Recorder
+from neuralcache_plugins.testing import FailingStore, make_feedback, make_ranking
+
+WIDTH = 8
+SMALL = RerankSettings(questions_per_document=4, max_documents=6, max_sessions=2, max_questions=12)
+
+
+def random_events(seed, size, *, encoder="one", namespaces=("default",)):
+    """Rankings and feedback as a busy, partly silent deployment would log them."""
+    rng = np.random.default_rng(seed)
+    events = []
+    for step in range(size):
+        vector = rng.standard_normal(WIDTH).astype(np.float16).astype(np.float32)
+        ids = tuple(f"d{i}" for i in rng.permutation(9)[:4])
+        ranking = make_ranking(
+            f"r{seed}-{step}", namespace=str(rng.choice(namespaces)), at=1e9 + step * 3600.0, encoder=encoder,
+            query_vector=vector, document_ids=ids, positions=(0, 1, 2, 3), scores=(0.9, 0.5, 0.4, 0.1),
+            cold=tuple(np.round(np.log(rng.dirichlet(np.ones(4))), 4).tolist()),
+            signals={"narrative": tuple(rng.random(4).round(3).tolist())}, propensities=(1.0,) * 4, candidates=4,
+            session=None if rng.random() < 0.5 else f"s{int(rng.integers(4))}",
+        )
+        events.append(ranking)
+        if rng.random() < 0.7:
+            reward = 1.0 if rng.random() < 0.8 else -1.0
+            half = rng.standard_normal(WIDTH).astype(np.float16).astype(np.float32)
+            events.append(make_feedback(
+                ranking, feedback_id=f"f{seed}-{step}", at=ranking.at + 5,
+                rewards=((str(rng.choice(ids)), reward),), document_vector=half / np.float32(np.linalg.norm(half)),
+            ))
+    return events
+
+
+def folded(events, state=None):
+    state = state or LearnedState(SMALL)
+    for position, event in enumerate(events, start=1):
+        state.fold(Recorded(position, event))
+    return state
+
+
+def same(one, other):
+    """Equal to the last bit, apart from slot numbers: compared by what a snapshot says."""
+    return pack(one) == pack(other)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 10_000), st.integers(1, 60), st.floats(0, 1))
+def test_a_snapshot_and_the_tail_equal_the_full_fold(seed, size, cut):
+    events = random_events(seed, size)
+    middle = int(cut * len(events))
+
+    half = unpack(pack(folded(events[:middle])), SMALL)
+    for position, event in enumerate(events, start=1):
+        half.fold(Recorded(position, event))  # what it knows already changes nothing
+
+    assert same(half, folded(events))
+
+
+def test_folding_the_same_log_twice_gives_the_same_state():
+    assert same(folded(random_events(1, 50)), folded(random_events(1, 50)))
+
+
+def test_reading_a_state_any_number_of_times_changes_nothing():
+    state = folded(random_events(2, 60))
+    before = pack(state)
+    learner = state.learners["one"]
+    question = np.ones(WIDTH, dtype=np.float32) / np.float32(np.sqrt(WIDTH))
+
+    for now in (0.0, 1e9, 5e9):
+        slots = state.slots_of([f"d{i}" for i in range(12)])
+        pheromone = state.pheromones(slots, now)
+        state.features(learner, question, slots, cold=np.log(np.full(12, 1 / 12)), pheromone=pheromone,
+                       narrative=np.zeros(12))
+        state.narrative("one", "s1")
+
+    assert pack(state) == before
+
+
+def test_memory_is_bounded_by_what_the_settings_say():
+    state = folded(random_events(3, 400))
+
+    assert len(state.slots) <= SMALL.max_documents
+    assert len(state.waiting) <= 64
+    for learner in state.learners.values():
+        assert len(learner.sessions) <= SMALL.max_sessions
+        assert learner.helped.total + learner.failed.total <= SMALL.max_questions
+        assert all(len(rows) <= SMALL.questions_per_document for _, rows, _ in learner.helped.groups())
+
+
+def test_vectors_of_another_encoder_are_set_aside_and_found_again():
+    state = folded(random_events(4, 40), LearnedState(RerankSettings()))
+    kept = state.learners["one"].helped.total
+    size = state.position
+
+    for offset, event in enumerate(random_events(5, 40, encoder="two"), start=1):
+        state.fold(Recorded(size + offset, event))
+
+    assert set(state.learners) == {"one", "two"}
+    assert state.learners["one"].helped.total == kept > 0
+    assert state.narrative("three", None) is None
+
+
+def test_credit_is_brought_up_to_date_before_it_is_added_to():
+    settings_ = RerankSettings(half_life_seconds=100.0)
+    ranking = make_ranking(document_ids=("a",), positions=(0,), scores=(1.0,), cold=(0.0,), signals={},
+                           propensities=(1.0,), at=0.0, query_vector=None)
+    state = LearnedState(settings_)
+    for position, at in ((1, 0.0), (2, 100.0)):
+        state.fold(Recorded(position, make_feedback(ranking, feedback_id=f"f{position}", at=at, rewards=(("a", 1.0),))))
+
+    assert state.credit[state.slots["a"]] == pytest.approx(1.5)
+
+
+def test_the_nearest_remembered_question_makes_room_in_a_full_document():
+    questions = Questions(width=2, capacity=2)
+    for vector in ([1, 0], [0, 1], [0.9, 0.1]):
+        questions.add(7, np.array(vector, dtype=np.float32), 1.0)
+
+    (slot, rows, _), = questions.groups()
+    assert slot == 7
+    assert rows == pytest.approx(np.array([[0.9, 0.1], [0.0, 1.0]]))
+    assert questions.total == 2
+
+
+@pytest.mark.parametrize("junk", [b"", b"not a snapshot", b"PK\x03\x04 broken"])
+def test_a_broken_snapshot_is_a_value_error(junk):
+    with pytest.raises(ValueError, match="snapshot"):
+        unpack(junk, SMALL)
+
+
+def test_snapshots_of_other_settings_have_another_name():
+    assert fold_name(SMALL) == fold_name(SMALL.model_copy(update={"diversity": 0.5}))
+    assert fold_name(SMALL) != fold_name(SMALL.model_copy(update={"half_life_seconds": 1.0}))
+
+
+class Spy(MemoryStore):
+    """Counts the reads of the log."""
+
+    reads = 0
+
+    def read(self, **where):
+        self.reads += 1
+        return super().read(**where)
+
+
+def attached(store, **options):
+    memory = Memory(store, settings=SMALL, snapshot_every=options.get("snapshot_every", 1000))
+    recorder = Recorder(store, flush_interval_seconds=60.0, buffer_rankings=1000, on_written=memory.absorb)
+    return memory, recorder
+
+
+def log(recorder, events):
+    for event in events:
+        recorder.served(event) if hasattr(event, "query_key") else recorder.told(event)
+    recorder.flush()
+
+
+def test_what_a_process_wrote_itself_is_not_read_again():
+    store = Spy()
+    memory, recorder = attached(store)
+    memory.state("default")
+    reads = store.reads
+
+    log(recorder, random_events(6, 30))
+
+    assert memory.state("default").position == store.head().position
+    assert store.reads == reads
+    recorder.close()
+
+
+def test_two_processes_on_one_store_end_in_the_same_state():
+    store = MemoryStore()
+    (one, first), (two, second) = attached(store), attached(store)
+    one.state("default"), two.state("default")
+
+    for start in range(0, 40, 5):
+        log(first, random_events(100 + start, 5))
+        log(second, random_events(200 + start, 5))
+
+    assert same(one.state("default"), two.state("default"))
+    fresh, third = attached(store)
+    assert same(fresh.state("default"), one.state("default"))
+    for recorder in (first, second, third):
+        recorder.close()
+
+
+def test_namespaces_learn_apart():
+    store = MemoryStore()
+    memory, recorder = attached(store)
+    log(recorder, random_events(7, 40, namespaces=("a", "b")))
+
+    alone = MemoryStore()
+    other, lonely = attached(alone)
+    log(lonely, [event for event in random_events(7, 40, namespaces=("a", "b")) if event.namespace == "a"])
+
+    def numbers(state):
+        return state.rankings, state.feedback, sorted(state.slots), state.credit.sum()
+
+    assert numbers(memory.state("a")) == numbers(other.state("a"))
+    recorder.close(), lonely.close()
+
+
+def test_a_start_from_a_snapshot_reads_only_the_tail():
+    store = Spy()
+    memory, recorder = attached(store, snapshot_every=10)
+    memory.state("default")
+    log(recorder, random_events(8, 40))
+    assert memory.snapshots_due()
+    memory.save_snapshots()
+    assert not memory.snapshots_due()
+    log(recorder, random_events(9, 3))
+
+    later, _ = attached(store, snapshot_every=10)
+
+    assert same(later.state("default"), memory.state("default"))
+    recorder.close()
+
+
+def test_what_was_erased_is_unlearned_everywhere():
+    store = MemoryStore()
+    memory, recorder = attached(store)
+    witness, _ = attached(store)
+    log(recorder, random_events(10, 30))
+    memory.state("default"), witness.state("default")
+
+    store.erase(Erasure(namespace="default", document_ids=("d1",)))
+
+    for one in (memory, witness):
+        assert "d1" not in one.state("default").slots
+    recorder.close()
+
+
+def test_a_store_in_trouble_leaves_what_was_known():
+    store = FailingStore(MemoryStore())
+    memory, recorder = attached(store)
+    log(recorder, random_events(11, 20))
+    known = memory.state("default").position
+    store.fail()
+
+    with pytest.raises(StoreError):
+        memory.state("default")
+
+    assert memory.last_known("default").position == known
+    assert memory.last_known("never seen").position == 0
+    store.recover()
+    recorder.close()

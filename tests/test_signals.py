@@ -1,0 +1,110 @@
+"""Decay, standing and votes: the vectorised formulas against the obvious ones."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from neuralcache_plugins.core import signals
+
+DAY = 86_400.0
+
+
+def test_credit_halves_every_half_life_and_reading_it_changes_nothing():
+    value, written = np.array([1.0, -2.0]), np.array([0.0, 0.0])
+
+    halved = signals.decayed(value, written, 30 * DAY, half_life_seconds=30 * DAY)
+
+    assert halved.tolist() == [0.5, -1.0]
+    assert value.tolist() == [1.0, -2.0]
+
+
+def test_a_clock_that_ran_backwards_never_amplifies():
+    assert signals.decayed(np.array([1.0]), np.array([100.0]), 0.0, half_life_seconds=10.0).tolist() == [1.0]
+
+
+@given(st.floats(-1e6, 1e6), st.floats(0, 1e6))
+def test_standing_stays_between_minus_one_and_one_and_keeps_its_sign(credit, exposure):
+    standing = float(signals.pheromone(np.array([credit]), np.array([exposure]))[0])
+
+    assert -1.0 <= standing <= 1.0
+    assert standing * credit >= 0
+
+
+def test_fruitless_exposure_discounts_and_reward_recovers():
+    fresh, stale, recovered = signals.pheromone(np.array([1.0, 1.0, 30.0]), np.array([0.0, 40.0, 40.0]))
+
+    assert stale < fresh < recovered
+
+
+def test_a_narrative_takes_small_steps_and_keeps_its_length():
+    start = np.array([1.0, 0.0], dtype=np.float32)
+
+    moved = signals.moved_towards(start, np.array([0.0, 1.0], dtype=np.float32), rate=0.1)
+
+    assert moved[0] > 0.99
+    assert np.linalg.norm(moved) == pytest.approx(1.0)
+    assert signals.moved_towards(None, start, rate=0.1) is start
+
+
+def slow_association(groups, share, cold, mean, deviation):
+    """The docstring's formula, candidate by candidate."""
+    top = max([signals.NEAR, *((s - mean) / deviation for _, rows in groups for s, _ in rows)])
+    columns = []
+    for h in signals.BANDWIDTHS:
+        votes = {
+            c: (1 + len(rows)) ** -0.75 * sum(w * math.exp(((s - mean) / deviation - top) / h) for s, w in rows)
+            for c, rows in groups
+        }
+        total = sum(votes.values())
+        kept = {c: max(0.0, v - 2 * share[j] * total) for j, (c, v) in enumerate(votes.items())}
+        fallback = math.exp((signals.NEAR - top) / h)
+        columns.append([
+            math.log((fallback * p + kept.get(c, 0.0)) / (fallback + sum(kept.values())) + signals.VOTE_FLOOR)
+            for c, p in enumerate(cold)
+        ])
+    return np.array(columns)
+
+
+@given(st.integers(1, 6), st.integers(0, 10_000))
+def test_fast_association_equals_the_formula_in_its_docstring(n, seed):
+    rng = np.random.default_rng(seed)
+    cold = rng.dirichlet(np.ones(n))
+    chosen = sorted(rng.choice(n, size=int(rng.integers(1, n + 1)), replace=False).tolist())
+    groups = [
+        (c, [(float(rng.uniform(-0.2, 1)), float(rng.random())) for _ in range(int(rng.integers(1, 5)))]) for c in chosen
+    ]
+    share = rng.random(len(groups)) * 0.3
+    rows = [row for _, many in groups for row in many]
+    sizes = [len(many) for _, many in groups]
+
+    fast = signals.association(
+        np.array([s for s, _ in rows], dtype=np.float32), np.array([w for _, w in rows], dtype=np.float32),
+        np.cumsum([0, *sizes[:-1]]), np.array(chosen), np.array(sizes, dtype=float), share, cold,
+        mean=0.2, deviation=0.15,
+    )
+
+    assert fast == pytest.approx(slow_association(groups, share, cold, 0.2, 0.15), abs=2e-3)
+
+
+def test_far_questions_leave_the_cold_order_as_it_is():
+    cold = np.array([0.7, 0.2, 0.1])
+
+    evidence = signals.association(
+        np.array([0.0], dtype=np.float32), np.ones(1, dtype=np.float32), np.array([0]), np.array([2]), np.ones(1),
+        np.zeros(1), cold, mean=0.2, deviation=0.15,
+    )
+
+    assert np.exp(evidence) == pytest.approx(np.tile(cold, (3, 1)), abs=0.03)
+
+
+def test_refused_questions_speak_against_a_document_the_more_the_nearer_they_are():
+    near, far = (
+        signals.rejection(np.array([s], dtype=np.float32), np.ones(1, dtype=np.float32), np.array([0]), np.ones(1),
+                          mean=0.2, deviation=0.15)[0]
+        for s in (0.95, 0.3)
+    )
+
+    assert near < far <= 0

@@ -1,0 +1,108 @@
+"""Trust is earned by honest feedback and by nothing else."""
+
+import numpy as np
+import pytest
+
+from neuralcache_plugins.core.trust import BURDEN, FEATURES, START, Trust, log_softmax
+
+SHOWN = 5
+
+
+def features(cold, hint):
+    """Features of a memory that points at ``hint`` (or at nothing)."""
+    table = np.zeros((SHOWN, len(FEATURES)))
+    table[:, 0] = cold
+    belief = np.exp(cold) if hint is None else np.where(np.arange(SHOWN) == hint, 0.96, 0.01)
+    table[:, 1:4] = np.log(belief / belief.sum() + 0.003)[:, None]
+    return table
+
+
+def stream(trust, rng, events, *, reward, hint):
+    highest = 0.0
+    for _ in range(events):
+        cold = log_softmax(1.5 * rng.standard_normal(SHOWN))
+        right = int(rng.choice(SHOWN, p=np.exp(cold)))
+        rewarded = reward(rng, right)
+        trust.test_and_learn(features(cold, hint(rng, right)), np.eye(SHOWN)[rewarded], informed=True)
+        highest = max(highest, trust.value)
+    return highest
+
+
+def wrong_one(rng, right):
+    return int(rng.choice([i for i in range(SHOWN) if i != right]))
+
+
+def test_trust_starts_below_a_half_and_then_the_order_is_exactly_the_cold_one():
+    trust = Trust()
+    cold = log_softmax(np.array([1.0, 2.0, 3.0, 0.0, 0.5]))
+
+    assert trust.value < 0.5
+    assert trust.order(features(cold, 0), cold) is cold
+
+
+def test_at_the_start_a_memory_without_hints_predicts_what_the_cold_order_predicts():
+    assert START[:4].sum() == pytest.approx(1.0)
+
+
+def test_a_memory_that_is_right_earns_trust_within_ten_tests():
+    trust = Trust()
+
+    stream(trust, np.random.default_rng(0), 10, reward=lambda _, right: right, hint=lambda _, right: right)
+
+    assert trust.value > 0.75
+    assert trust.share == 1.0
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_random_feedback_never_earns_trust(seed):
+    rng = np.random.default_rng(seed)
+
+    highest = stream(Trust(), rng, 3000, reward=lambda r, _: int(r.integers(SHOWN)), hint=lambda r, _: int(r.integers(SHOWN)))
+
+    assert highest < 0.5
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_always_rewarding_a_wrong_document_never_earns_trust(seed):
+    rng = np.random.default_rng(seed)
+
+    highest = stream(Trust(), rng, 3000, reward=wrong_one, hint=wrong_one)
+
+    assert highest < 0.5
+
+
+def test_feedback_that_rewards_everything_shown_says_nothing():
+    trust = Trust()
+
+    trust.test_and_learn(features(np.zeros(SHOWN), 1), np.ones(SHOWN), informed=True)
+
+    assert trust.tests == 0
+    assert trust.weights.tolist() == START.tolist()
+
+
+def test_what_memory_made_no_claim_about_is_not_counted_as_evidence():
+    trust = Trust()
+
+    trust.test_and_learn(features(np.zeros(SHOWN), None), np.eye(SHOWN)[0], informed=False)
+
+    assert (trust.over_cold, trust.over_avoidance) == (0.0, 0.0)
+
+
+def test_weights_never_turn_negative():
+    trust = Trust()
+    rng = np.random.default_rng(3)
+
+    stream(trust, rng, 500, reward=lambda r, _: int(r.integers(SHOWN)), hint=lambda r, _: int(r.integers(SHOWN)))
+
+    assert (trust.weights >= 0).all()
+    assert set(trust.named_weights()) == set(FEATURES)
+
+
+def test_lost_trust_comes_back_only_beyond_the_burden():
+    trust = Trust()
+    stream(trust, np.random.default_rng(0), 40, reward=lambda _, right: right, hint=lambda _, right: right)
+    earned = trust.over_avoidance
+
+    stream(trust, np.random.default_rng(1), 400, reward=wrong_one, hint=lambda _, right: right)
+
+    assert earned > BURDEN > trust.over_avoidance
