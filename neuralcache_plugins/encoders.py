@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from neuralcache_plugins.contracts import Encoder, Matrix, StoredVector, TelemetryStore, Vector
-from neuralcache_plugins.core.vectors import unit_rows, unit_vector
-from neuralcache_plugins.errors import EncoderError, MissingExtraError, NeuralCacheError, StoreError
+from neuralcache_plugins.core.vectors import unit_rows, width_of
+from neuralcache_plugins.errors import DimensionMismatchError, EncoderError, MissingExtraError, NeuralCacheError, StoreError
 
 MODEL_NAMES = ("model", "model_name", "model_id", "deployment", "repo_id")
 """Attributes under which encoders keep the name of their model."""
@@ -110,21 +110,21 @@ class EncoderCache:
         """Return the identity of the encoder's vectors of this width."""
         return f"{self._model}:{width}"
 
-    def question(self, text: str, *, namespace: str) -> Vector:
-        """Return the unit vector of a question; ``EncoderError`` if the encoder fails."""
+    def question(self, text: str, *, namespace: str) -> Vector | None:
+        """Return the unit vector of a question, None if it has no direction; ``EncoderError`` if the encoder fails."""
         known = self._recall(namespace, "query", "", text)
         if known is not None:
             return known
         return self._learn_question(namespace, text, self._call(lambda: self.encoder.embed_query(text)))
 
-    async def aquestion(self, text: str, *, namespace: str, timeout_seconds: float | None = None) -> Vector:
+    async def aquestion(self, text: str, *, namespace: str, timeout_seconds: float | None = None) -> Vector | None:
         """Do what ``question`` does, awaiting the encoder's own coroutine where it has one."""
         known = self._recall(namespace, "query", "", text)
         if known is not None:
             return known
         return self._learn_question(namespace, text, await self._acall("embed_query", text, timeout_seconds))
 
-    def questions(self, texts: Sequence[str], *, namespace: str) -> list[Vector]:
+    def questions(self, texts: Sequence[str], *, namespace: str) -> list[Vector | None]:
         """Return the unit vectors of several questions, in one call where the encoder has ``embed_queries``."""
         many = getattr(self.encoder, "embed_queries", None)
         if many is None:
@@ -141,7 +141,8 @@ class EncoderCache:
     ) -> Encoded:
         """Return the unit rows of ``texts`` (those at the positions ``wanted``; the rest stay zeros).
 
-        At most one read of the store and one call of the encoder. ``EncoderError`` if the encoder fails.
+        At most one read of the store and one call of the encoder. ``EncoderError`` if the encoder fails,
+        ``DimensionMismatchError`` if its rows are not as wide as the question.
         """
         rows, missing = self._gather(texts, ids, width, namespace, wanted)
         if missing:
@@ -183,7 +184,9 @@ class EncoderCache:
                 key = (namespace, "document", fingerprint, texts[position])
                 row = known.get(key)
                 if row is None:
-                    missing.setdefault(texts[position], []).append((position, ids[position]))
+                    # a blank text has no direction, and some encoders refuse it
+                    if not texts[position].isspace() and texts[position]:
+                        missing.setdefault(texts[position], []).append((position, ids[position]))
                 else:
                     rows[position] = row
                     touch(key)
@@ -215,7 +218,12 @@ class EncoderCache:
     ) -> None:
         width = rows.shape[1]
         try:
+            actual = width_of(fresh)
+            if actual not in (None, width):
+                raise DimensionMismatchError("query_vector", got=width, expected=actual)
             unit, unusable = unit_rows(fresh, count=len(missing), width=width)
+        except DimensionMismatchError:
+            raise
         except (NeuralCacheError, TypeError) as error:
             raise EncoderError(f"{self._model} must return one row of {width} numbers per text: {error}") from error
         fingerprint, bad, new = self.fingerprint(width), set(unusable), []
@@ -235,13 +243,15 @@ class EncoderCache:
         lengths = np.einsum("ij,ij->i", rows, rows)
         return Encoded(rows, np.flatnonzero(lengths == 0).tolist())
 
-    def _learn_question(self, namespace: str, text: str, values: Any) -> Vector:
+    def _learn_question(self, namespace: str, text: str, values: Any) -> Vector | None:
         try:
-            row = unit_vector(values, name=f"the question's vector from {self._model}")
-        except NeuralCacheError as error:
-            raise EncoderError(str(error)) from error
-        self._remember(namespace, "query", "", text, row)
-        return row
+            rows, unusable = unit_rows([values], count=1, width=len(values))
+        except (NeuralCacheError, TypeError) as error:
+            raise EncoderError(f"{self._model} must return one row of numbers for a question: {error}") from error
+        if unusable:
+            return None
+        self._remember(namespace, "query", "", text, rows[0])
+        return rows[0]
 
     def _call(self, encode: Callable[[], Any]) -> Any:
         self.calls += 1

@@ -214,7 +214,9 @@ class TestLearning:
     @pytest.mark.parametrize("helpful", ["hours", "abroad"])
     def test_eight_rewards_lift_a_document_for_its_question_and_paraphrases_only(self, helpful):
         with Reranker(store="memory://") as reranker:
-            before = {q: order(reranker.rerank(q, TEXTS, ids=IDS)) for q in ("can I cancel a transfer", "rates for saving")}
+            unrelated = ("can I cancel a transfer", "rates for saving", "where is the next branch", "reset the app",
+                         "paying with pounds in France", "is there a fee for savings")
+            before = {question: order(reranker.rerank(question, TEXTS, ids=IDS)) for question in unrelated}
             teach(reranker, QUESTION, helpful)
 
             assert reranker.rerank(QUESTION, TEXTS, ids=IDS).ids[0] == helpful

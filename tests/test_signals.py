@@ -55,7 +55,10 @@ def slow_association(groups, share, cold, mean, deviation):
     columns = []
     for h in signals.BANDWIDTHS:
         votes = {
-            c: (1 + len(rows)) ** -0.75 * sum(w * math.exp(((s - mean) / deviation - top) / h) for s, w in rows)
+            c: (1 + len(rows)) ** -0.75 * sum(
+                w * max(0.0, math.exp(((s - mean) / deviation - top) / h) - math.exp((signals.FAR - top) / h))
+                for s, w in rows
+            )
             for c, rows in groups
         }
         total = sum(votes.values())
@@ -97,7 +100,18 @@ def test_far_questions_leave_the_cold_order_as_it_is():
         np.zeros(1), cold, mean=0.2, deviation=0.15,
     )
 
-    assert np.exp(evidence) == pytest.approx(np.tile(cold, (3, 1)), abs=0.03)
+    assert np.exp(evidence) == pytest.approx(np.tile(cold, (3, 1)), abs=0.004)
+
+
+def test_however_many_far_questions_agree_they_say_nothing():
+    cold, many = np.array([0.7, 0.2, 0.1]), 64
+
+    evidence = signals.association(
+        np.full(many, 0.3, dtype=np.float32), np.ones(many, dtype=np.float32), np.array([0]), np.array([2]),
+        np.array([float(many)]), np.zeros(1), cold, mean=0.2, deviation=0.15,
+    )
+
+    assert np.exp(evidence) == pytest.approx(np.tile(cold, (3, 1)), abs=0.004)
 
 
 def test_refused_questions_speak_against_a_document_the_more_the_nearer_they_are():

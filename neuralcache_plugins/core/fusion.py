@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import TypeAlias
 
 import numpy as np
@@ -38,7 +39,7 @@ def prior_signal(scores: Sequence[float | None] | npt.NDArray[np.floating] | Non
     scores None, NaN and -inf count as the lowest of them and +inf as the highest.
     """
     if scores is None:
-        return standardize(-np.log(np.arange(1, n + 1) + _RANK_OFFSET))
+        return _prior_of_ranks(n)
     values = np.asarray(scores, dtype=np.float64)
     known = np.isfinite(values)
     if known.all():
@@ -47,6 +48,13 @@ def prior_signal(scores: Sequence[float | None] | npt.NDArray[np.floating] | Non
         return np.zeros(n, dtype=np.float32)
     lowest, highest = values[known].min(), values[known].max()
     return standardize(np.nan_to_num(values, nan=lowest, neginf=lowest, posinf=highest))
+
+
+@lru_cache(maxsize=256)
+def _prior_of_ranks(n: int) -> Vector:
+    prior = standardize(-np.log(np.arange(1, n + 1) + _RANK_OFFSET))
+    prior.flags.writeable = False
+    return prior
 
 
 def cold_worth(prior: Vector, dense: Vector | None, lexical: Vector | None, *,

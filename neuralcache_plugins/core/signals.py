@@ -13,6 +13,9 @@ NEAR = 2.5
 BANDWIDTHS = (0.25, 0.5, 1.0)
 """Kernel widths of the association, in the same unit: from "almost this question" to "this topic"."""
 
+FAR = 1.0
+"""Below this, in the same unit, a remembered question says nothing at all, however many agree with it."""
+
 POPULARITY_PRIOR = 50.0
 """Rewards that a namespace must have seen before a document's overall share of them means anything."""
 
@@ -20,6 +23,7 @@ VOTE_FLOOR = 0.003
 SHARE_EXPONENT = 0.75
 POPULARITY_DISCOUNT = 2.0
 EXPOSURE_PATIENCE = 10.0
+_WIDTHS = np.array(BANDWIDTHS, dtype=np.float32)[:, None]
 
 Array = npt.NDArray[np.float64]
 
@@ -67,18 +71,20 @@ def association(
     ``remembered[j]`` questions and has ``share[j]`` of all rewards. ``cold`` (n,) are probabilities.
 
     A Nadaraya-Watson vote with a fallback: similarities in units of their own spread (so one default serves every
-    encoder), x = (s - mean) / deviation; V = sum of weight * exp((x - x*) / h), divided by (1 + questions)^0.75, less
+    encoder), x = (s - mean) / deviation; V = sum of weight * (exp((x - x*) / h) - exp((FAR - x*) / h))+, divided by (1 + questions)^0.75, less
     twice what the document's overall share of rewards would explain (popularity is not evidence), and the cold
     probabilities weighing as much as one question at x = ``NEAR``. O(m + n).
     """
     standard = (similarity - np.float32(mean)) / np.float32(deviation)
     top = max(NEAR, float(standard.max()))
-    wide = np.exp(standard - np.float32(top))
+    wide = np.exp(np.maximum(standard, np.float32(FAR)) - np.float32(top))
     middle = wide * wide
-    mass = np.stack((middle * middle, middle, wide)) * weight
+    mass = np.stack((middle * middle, middle, wide))
+    mass -= np.exp((FAR - top) / _WIDTHS)
+    mass *= weight
     votes = np.add.reduceat(mass, starts, axis=1) * (1.0 + remembered) ** -SHARE_EXPONENT
     excess = votes - POPULARITY_DISCOUNT * share * votes.sum(axis=1, keepdims=True)
-    fallback = np.exp((NEAR - top) / np.array(BANDWIDTHS))[:, None]
+    fallback = np.exp((NEAR - top) / _WIDTHS)
     belief = fallback * cold
     kept = np.maximum(0.0, excess)
     belief[:, columns] += kept

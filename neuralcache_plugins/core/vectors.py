@@ -10,6 +10,9 @@ import numpy as np
 from neuralcache_plugins.contracts import Matrix, Vector
 from neuralcache_plugins.errors import DimensionMismatchError, InvalidInputError
 
+UNIT = 1e-3
+"""Rows whose squared length is this near to 1 count as unit rows: float16 vectors are no nearer."""
+
 
 def unit_vector(values: Any, *, name: str, width: int | None = None) -> Vector:
     """Return ``values`` as one float32 row of length 1 that shares no memory with it. O(d).
@@ -36,11 +39,17 @@ def unit_rows(values: Any, *, count: int, width: int) -> tuple[Matrix, list[int]
     """Return ``values`` as (count, width) unit float32 rows, and the positions of the rows that cannot be used.
 
     A row that is missing (None), not finite, all zeros or of another width becomes zeros: such a document falls
-    back to its other signals. The result shares no memory with ``values``. O(count * width).
+    back to its other signals. Rows that are unit float32 already are returned as they came, to be read only (copying
+    them would cost as much as all the cosines); anything else is copied. O(count * width).
     """
     rows = _matrix(values, count=count, width=width)
     with np.errstate(over="ignore", invalid="ignore"):
-        lengths = np.sqrt(np.einsum("ij,ij->i", rows, rows))
+        squares = np.einsum("ij,ij->i", rows, rows)
+    if count and squares.max() < 1.0 + UNIT and squares.min() > 1.0 - UNIT:
+        return rows, []
+    if isinstance(values, np.ndarray) and np.may_share_memory(rows, values):
+        rows = rows.copy()
+    lengths = np.sqrt(squares)
     if count and lengths.min() > 0 and np.isfinite(lengths.sum()):
         rows /= lengths[:, None]
         return rows, []
@@ -55,7 +64,7 @@ def _matrix(values: Any, *, count: int, width: int) -> Matrix:
     if len(values) != count:
         raise InvalidInputError(f"vectors must hold one row per text: got {len(values)} rows for {count} texts")
     if isinstance(values, np.ndarray) and values.shape == (count, width) and values.dtype.kind in "fiu":
-        return np.array(values, dtype=np.float32)
+        return np.asarray(values, dtype=np.float32)
     rows = np.zeros((count, width), dtype=np.float32)
     for position, value in enumerate(values):
         if value is None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections import deque
 from collections.abc import Hashable, Sequence
 
 from neuralcache_plugins.contracts import Appended, Recorded, Snapshot, TelemetryStore
@@ -36,6 +37,7 @@ class Memory:
         self._sign: Hashable = None
         self._epoch = 0
         self._position = -1
+        self._absorbed: deque[tuple[Sequence[Recorded], Appended]] = deque()
 
     def state(self, namespace: str) -> LearnedState:
         """Return the namespace's state, level with the log. ``StoreError`` if the log cannot be read.
@@ -52,23 +54,26 @@ class Memory:
     def last_known(self, namespace: str) -> LearnedState:
         """Return the state as far as this process knows it, without asking the store."""
         with self.lock:
+            self.settle()
             return self._states.get(namespace) or LearnedState(self._settings)
 
     def absorb(self, recorded: Sequence[Recorded], appended: Appended) -> None:
-        """Fold events that this process has just appended, unless others wrote in between (then they are read)."""
+        """Take note of events that this process has just appended; they are folded by ``settle`` or when next asked.
+
+        Costs next to nothing, so feedback need not wait for the fold. If others wrote in between, the log is read.
+        """
+        self._absorbed.append((recorded, appended))
+
+    def settle(self) -> None:
+        """Fold what was absorbed."""
         with self.lock:
-            fresh = [one for one in recorded if one.position > self._position]
-            if self._position < 0 or not fresh:
-                return
-            expected = range(self._position + 1, self._position + 1 + len(fresh))
-            if [one.position for one in fresh] != list(expected):
-                return
-            self._fold_in(fresh)
-            self._sign = appended.sign
+            while self._absorbed:
+                self._fold_own(*self._absorbed.popleft())
 
     def reset(self) -> None:
         """Drop every state; the next reading folds the log again."""
         with self.lock:
+            self._absorbed.clear()
             self._states.clear()
             self._snapshot_at.clear()
             self._sign = None
@@ -85,6 +90,7 @@ class Memory:
     def save_snapshots(self, *, all_moved: bool = False) -> None:
         """Write snapshots of the states that moved by ``snapshot_every`` events, or of all that moved a tenth of it."""
         least = max(1, self._snapshot_every // 10) if all_moved else self._snapshot_every
+        self.settle()
         for namespace in list(self._states):
             with self.lock:
                 state = self._states.get(namespace)
@@ -94,7 +100,17 @@ class Memory:
                 self._snapshot_at[namespace] = state.rankings + state.feedback
             self._store.save_snapshot(namespace, self._fold, snapshot)
 
+    def _fold_own(self, recorded: Sequence[Recorded], appended: Appended) -> None:
+        fresh = [one for one in recorded if one.position > self._position]
+        if self._position < 0 or not fresh:
+            return
+        expected = range(self._position + 1, self._position + 1 + len(fresh))
+        if [one.position for one in fresh] == list(expected):
+            self._fold_in(fresh)
+            self._sign = appended.sign
+
     def _catch_up(self) -> None:
+        self.settle()
         sign = self._store.sign()
         if sign == self._sign and self._position >= 0:
             return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import accumulate
 from typing import NamedTuple
 
 import numpy as np
@@ -50,11 +51,11 @@ class Questions:
         if not columns:
             return None
         known = [slots[column] for column in columns]
-        similarity = np.concatenate([rows[slot].dot(question) for slot in known])
+        compared = [rows[slot].dot(question) for slot in known]
         weight = np.concatenate([self._weights[slot] for slot in known])
-        sizes = np.array([len(rows[slot]) for slot in known])
-        starts = np.concatenate(([0], sizes[:-1].cumsum()))
-        return Near(similarity, weight, starts, np.array(columns), sizes.astype(np.float64))
+        sizes = list(map(len, compared))
+        starts = np.array([0, *accumulate(sizes[:-1])])
+        return Near(np.concatenate(compared), weight, starts, np.array(columns), np.array(sizes, dtype=np.float64))
 
     def add(self, slot: int, question: Vector, weight: float) -> None:
         """Remember one more question for ``slot``."""

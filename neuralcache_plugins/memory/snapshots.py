@@ -71,8 +71,8 @@ def unpack(data: bytes, settings: RerankSettings) -> LearnedState:
         if header["format"] != FORMAT:
             raise ValueError(f"snapshot format {header['format']}, expected {FORMAT}")
         return _restore(header, arrays, settings)
-    except (KeyError, EOFError, OSError, zipfile.BadZipFile) as error:
-        raise ValueError(f"not a snapshot: {error!r}") from error
+    except (KeyError, ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
+        raise ValueError(f"not a snapshot: {error}") from error
 
 
 def _restore(header: dict[str, Any], arrays: dict[str, np.ndarray[Any, Any]], settings: RerankSettings) -> LearnedState:

@@ -26,6 +26,12 @@ GRADED = 32
 EXPOSED = 10
 """Only so many top ranks count as exposure."""
 
+REFUSAL_SHARE = 4
+"""A document keeps this many times fewer questions that it did not help: they tell less and cost as much."""
+
+LEAST_SILENCE = 0.05
+"""Silence that weighs less than this is not remembered."""
+
 REPUTATION_NEAR = 4.0
 REPUTATION_RATE = 0.25
 ANSWER_RATE = 0.01
@@ -86,7 +92,7 @@ class Learner:
     def __init__(self, width: int, settings: RerankSettings) -> None:
         self.width = width
         self.helped = Questions(width=width, capacity=settings.questions_per_document)
-        self.failed = Questions(width=width, capacity=settings.questions_per_document)
+        self.failed = Questions(width=width, capacity=max(1, settings.questions_per_document // REFUSAL_SHARE))
         self.spread = Spread(width)
         self.trust = Trust()
         self.narrative: Vector | None = None
@@ -275,7 +281,7 @@ class LearnedState:
         self.answer_rate -= max(ANSWER_RATE, 1.0 / self.rankings) * self.answer_rate
         learner = self.learners.get(waiting.encoder)
         weight = self.answer_rate**2
-        if learner is None or waiting.question is None or weight < 0.01:
+        if learner is None or waiting.question is None or weight < LEAST_SILENCE:
             return
         for document_id in waiting.document_ids:
             slot = self.slots.get(document_id)

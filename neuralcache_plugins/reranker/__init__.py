@@ -34,7 +34,7 @@ from neuralcache_plugins.contracts import (
 from neuralcache_plugins.core import gating
 from neuralcache_plugins.core.lexical import lexical_scores, token_statistics
 from neuralcache_plugins.core.vectors import unit_rows, unit_vector, width_of
-from neuralcache_plugins.encoders import EncoderCache
+from neuralcache_plugins.encoders import Encoded, EncoderCache
 from neuralcache_plugins.errors import (
     DimensionMismatchError,
     EncoderError,
@@ -385,6 +385,8 @@ class Reranker:
         return border.request(query, texts, namespace=self._namespace if namespace is None else namespace, **rest)
 
     def _names(self, request: border.Request) -> list[str]:
+        if request.ids is not None and None not in request.ids:
+            return list(request.ids)  # type: ignore[arg-type]  # None was just ruled out
         given = request.ids or [None] * len(request.texts)
         return [self.document_id(text) if name is None else name
                 for name, text in zip(given, request.texts, strict=True)]
@@ -397,15 +399,17 @@ class Reranker:
             question = self._given_question(request)
             if question is None:
                 question = self._encoders.question(request.query, namespace=request.namespace)
-            rows, wanted = self._given_rows(request, len(question))
+            if question is None:
+                return None, ()
+            given, wanted = self._given_rows(request, len(question))
+            encoded = given
             if wanted is None or wanted:
                 encoded = self._encoders.documents(
                     request.texts, ids=names, width=len(question), namespace=request.namespace, wanted=wanted
-                ).rows
-                rows = encoded if rows is None else rows + encoded
-        except EncoderError as error:
-            return self._without_encoder(error)
-        return self._vectors(question, rows), ()
+                )
+        except (EncoderError, DimensionMismatchError) as error:
+            return self._without_encoder(error, request)
+        return self._vectors(question, given, encoded), ()
 
     async def _aencode(self, request: border.Request, names: Sequence[str]) -> tuple[Vectors | None, tuple[str, ...]]:
         if not request.asks or not request.texts:
@@ -417,16 +421,18 @@ class Reranker:
                 question = await self._encoders.aquestion(
                     request.query, namespace=request.namespace, timeout_seconds=limit
                 )
-            rows, wanted = self._given_rows(request, len(question))
+            if question is None:
+                return None, ()
+            given, wanted = self._given_rows(request, len(question))
+            encoded = given
             if wanted is None or wanted:
-                encoded = (await self._encoders.adocuments(
+                encoded = await self._encoders.adocuments(
                     request.texts, ids=names, width=len(question), namespace=request.namespace, wanted=wanted,
                     timeout_seconds=limit,
-                )).rows
-                rows = encoded if rows is None else rows + encoded
-        except EncoderError as error:
-            return self._without_encoder(error)
-        return self._vectors(question, rows), ()
+                )
+        except (EncoderError, DimensionMismatchError) as error:
+            return self._without_encoder(error, request)
+        return self._vectors(question, given, encoded), ()
 
     def _given_question(self, request: border.Request) -> Vector | None:
         if request.query_vector is None:
@@ -437,20 +443,22 @@ class Reranker:
             raise DimensionMismatchError("query_vector", got=len(question), expected=width)
         return question
 
-    def _given_rows(self, request: border.Request, width: int) -> tuple[Matrix | None, list[int] | None]:
+    def _given_rows(self, request: border.Request, width: int) -> tuple[Encoded | None, list[int] | None]:
         """Return the caller's rows and the positions that the encoder must still fill (None: all of them)."""
         if request.vectors is None:
             return None, None
-        rows, _ = unit_rows(request.vectors, count=len(request.texts), width=width)
-        if isinstance(request.vectors, np.ndarray) and request.vectors.dtype != object:
-            return rows, []
-        return rows, [position for position, row in enumerate(request.vectors) if row is None]
+        given = Encoded(*unit_rows(request.vectors, count=len(request.texts), width=width))
+        if not given.unusable:
+            return given, []
+        return given, [position for position in given.unusable if request.vectors[position] is None]
 
-    def _vectors(self, question: Vector, rows: Matrix | None) -> Vectors:
-        if rows is None:
-            raise AssertionError("encoding leaves rows behind")
-        filled = rows.any(axis=1)
-        unusable = [] if filled.all() else np.flatnonzero(~filled).tolist()
+    def _vectors(self, question: Vector, given: Encoded | None, encoded: Encoded | None) -> Vectors:
+        """Put the caller's rows and the encoder's together; rows that neither has stay zeros."""
+        parts = [part for part in (given, encoded) if part is not None]
+        rows, unusable = parts[-1]
+        if len(parts) == 2 and parts[0] is not parts[1]:
+            rows = rows + parts[0].rows
+            unusable = sorted(set(unusable) & set(parts[0].unusable))
         if unusable:
             self._count_unusable(len(unusable))
         return Vectors(self._encoders.fingerprint(len(question)), question, rows, unusable)
@@ -520,22 +528,24 @@ class Reranker:
         positions = chosen.positions
         picked = positions.tolist()
         ids = tuple([names[position] for position in picked])
-        signals = {name: values[positions] for name, values in evidence.signals.items()}
+        # one table for all signals: a fancy index for each would cost more than the ranking itself
+        table = np.array(list(evidence.signals.values()), dtype=np.float32)[:, positions]
+        signals = dict(zip(evidence.signals, table, strict=True))
         served = RankingServed(
             ranking_id=self._new_id(now),
             namespace=request.namespace,
             at=now,
             query_key=self._query_key(request.query),
             encoder="" if vectors is None else vectors.encoder,
-            query_vector=None if vectors is None else vectors.question.astype(np.float16).astype(np.float32),
+            query_vector=None if vectors is None else vectors.question,
             document_ids=ids,
             positions=tuple(picked),
-            scores=tuple([round(score, 4) for score in chosen.scores]),
-            cold=tuple(np.round(evidence.cold[positions], 4).tolist()),
-            signals={name: tuple(values.astype(np.float64).round(4).tolist()) for name, values in signals.items()},
+            scores=chosen.scores,
+            cold=tuple(evidence.cold[positions].tolist()),
+            signals=dict(zip(signals, map(tuple, table.tolist()), strict=True)),
             propensities=chosen.propensities,
             candidates=len(names),
-            trust=round(evidence.trust, 4),
+            trust=evidence.trust,
             degraded=degraded,
             session=request.session,
             query_text=request.query if self._store_settings.store_text else None,
@@ -568,7 +578,9 @@ class Reranker:
             self._note_degraded("store", error)
             return self._memory.last_known(namespace), ("store",)
 
-    def _without_encoder(self, error: EncoderError) -> tuple[None, tuple[str, ...]]:
+    def _without_encoder(self, error: Exception, request: border.Request) -> tuple[None, tuple[str, ...]]:
+        if isinstance(error, DimensionMismatchError) and request.query_vector is not None:
+            raise error  # the caller's own vector does not fit, and the caller can mend it
         self._note_degraded("encoder", error)
         return None, ("encoder",)
 
@@ -588,7 +600,7 @@ class Reranker:
                            number)
 
     def _warm_up(self, requests: Sequence[border.Request], named: Sequence[Sequence[str]]) -> None:
-        """Encode all unseen texts of a batch in one call; a failing encoder is met again, one by one, later."""
+        """Encode all unseen texts of a batch in one call."""
         open_ones = [(request, names) for request, names in zip(requests, named, strict=True)
                      if request.asks and request.vectors is None and request.texts]
         asking = [request.query for request in requests if request.asks and request.query_vector is None]
@@ -606,8 +618,8 @@ class Reranker:
                     width=width,
                     namespace=namespace,
                 )
-        except EncoderError as error:
-            self._without_encoder(error)
+        except (EncoderError, DimensionMismatchError):
+            return  # met again, and counted, one by one
 
     def _find(self, ranking: Ranking | str | None, query: str | None, namespace: str, *, explicit: bool
               ) -> RankingServed:
@@ -645,13 +657,13 @@ class Reranker:
         if rows is None:
             return None
         rewards = dict(given)
-        weights = np.array([max(0.0, rewards.get(name, 0.0)) for name in served.document_ids[: len(rows)]])
-        mean = weights.astype(np.float32) @ rows
+        weights = [max(0.0, rewards.get(name, 0.0)) for name in served.document_ids[: len(rows)]]
+        mean = np.array(weights, dtype=np.float32) @ rows
         length = float(np.sqrt(mean.dot(mean)))
         if length == 0.0:
             return None
-        half: Vector = (mean / length).astype(np.float16).astype(np.float32)
-        return half
+        mean /= np.float32(length)
+        return mean
 
     def _remember_rows(self, ranking_id: str, rows: Matrix) -> None:
         with self._lock:
@@ -680,11 +692,16 @@ class Reranker:
         return receipt
 
     def _keep_vectors(self, namespace: str, encoder: str, rows: Sequence[StoredVector]) -> None:
+        if not hasattr(self._recorder, "keep_vectors"):
+            return self._store.put_vectors(namespace, encoder, rows, at=self._clock(), max_rows=self._store_settings.vectors_on_disk)
         self._recorder.keep_vectors(namespace, encoder, rows, at=self._clock(),
                                     max_rows=self._store_settings.vectors_on_disk)
 
     def _written(self, recorded: Sequence[Recorded], appended: Appended) -> None:
         self._memory.absorb(recorded, appended)
+        if isinstance(recorded[-1].event, FeedbackGiven):
+            return  # somebody waits for this feedback to be durable, nobody for the fold
+        self._memory.settle()
         if self._memory.snapshots_due():
             threading.Thread(target=self._snapshot, name="neuralcache-snapshot", daemon=True).start()
 

@@ -55,7 +55,7 @@ def request(
     for name, values in (("ids", ids), ("vectors", vectors), ("prior_scores", prior_scores)):
         if values is not None and len(values) != len(texts):
             raise InvalidInputError(f"{name} must have one entry per text: got {len(values)} for {len(texts)} texts")
-    if ids is not None and not all(one is None or isinstance(one, str) for one in ids):
+    if ids is not None and not set(map(type, ids)) <= {str, type(None)}:
         raise InvalidInputError("ids must be str or None")
     if trace is not None and not set(trace) <= set(TRACE_KEYS):
         raise InvalidInputError(f"trace may have the keys {', '.join(TRACE_KEYS)}, got {', '.join(map(str, trace))}")
@@ -103,6 +103,8 @@ def rewards(
 def _texts(texts: Sequence[str]) -> Sequence[str]:
     if isinstance(texts, str) or not isinstance(texts, Sequence):
         raise InvalidInputError(f"texts must be a list of str, got {type(texts).__name__}")
+    if set(map(type, texts)) <= {str}:
+        return texts
     for position, text in enumerate(texts):
         if not isinstance(text, str):
             raise InvalidInputError(f"texts[{position}] must be a str, got {type(text).__name__}")

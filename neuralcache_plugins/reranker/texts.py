@@ -24,10 +24,11 @@ class TextCache:
         with self._lock:
             known = self._statistics
             found = [known.get(text) for text in texts]
-            if None not in found:
-                for text in texts:
-                    known.move_to_end(text)
-        return [self._learn(text) if one is None else one for text, one in zip(texts, found, strict=True)]
+            if 2 * len(known) > self._capacity:  # nobody is about to go while there is plenty of room
+                for text, one in zip(texts, found, strict=True):
+                    if one is not None:
+                        known.move_to_end(text)
+        return [one or self._learn(text) for text, one in zip(texts, found, strict=True)]
 
     def key(self, text: str) -> str:
         """Return the keyed hash of a text: not to be reversed without the store's key."""
