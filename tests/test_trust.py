@@ -37,7 +37,7 @@ def test_trust_starts_below_a_half_and_then_the_order_is_exactly_the_cold_one():
     cold = log_softmax(np.array([1.0, 2.0, 3.0, 0.0, 0.5]))
 
     assert trust.value < 0.5
-    assert trust.order(features(cold, 0), cold) is cold
+    assert trust.order(features(cold, 0), cold, nearness=1.0) is cold
 
 
 def test_at_the_start_a_memory_without_hints_predicts_what_the_cold_order_predicts():
@@ -51,6 +51,9 @@ def test_a_memory_that_is_right_earns_trust_within_ten_tests():
 
     assert trust.value > 0.75
     assert trust.share == 1.0
+    cold = log_softmax(np.zeros(SHOWN))
+    assert trust.order(features(cold, 3), cold, nearness=1.0).argmax() == 3
+    assert trust.order(features(cold, 3), cold, nearness=0.0) is cold
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -63,9 +63,12 @@ class Trust:
         """Return the weight of each feature by name."""
         return dict(zip(FEATURES, self.weights.tolist(), strict=True))
 
-    def order(self, features: Array, cold: Array) -> Array:
-        """Return log-probabilities (n,) from features (n, f) and cold log-probabilities (n,)."""
-        share = self.share
+    def order(self, features: Array, cold: Array, *, nearness: float) -> Array:
+        """Return log-probabilities (n,) from features (n, f) and cold log-probabilities (n,).
+
+        ``nearness`` in [0, 1] is how much memory has to say about this question: nothing leaves the cold order alone.
+        """
+        share = self.share * nearness
         if share == 0.0:
             return cold
         return (1.0 - share) * cold + share * log_softmax(features @ self.weights)

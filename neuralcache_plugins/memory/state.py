@@ -98,11 +98,12 @@ class Learner:
         self.narrative: Vector | None = None
         self.sessions: OrderedDict[str, Vector] = OrderedDict()
 
-    def is_near(self, near: Near | None) -> bool:
-        """Return whether any remembered question is near enough to count."""
+    def nearness(self, near: Near | None) -> float:
+        """Return how much memory has to say about a question: 1 from ``signals.NEAR`` on, falling to 0 within half."""
         if near is None:
-            return False
-        return float(near.similarity.max()) >= self.spread.mean + signals.NEAR * self.spread.deviation
+            return 0.0
+        nearest = (float(near.similarity.max()) - self.spread.mean) / self.spread.deviation
+        return min(1.0, max(0.0, 1.0 + 2.0 * (nearest - signals.NEAR)))
 
 
 class LearnedState:
@@ -242,7 +243,7 @@ class LearnedState:
         reward = np.array([rewards.get(name, 0.0) for name in names])
         helped = np.maximum(0.0, reward)
         if helped.any():
-            learner.trust.test_and_learn(features, helped, informed=learner.is_near(near))
+            learner.trust.test_and_learn(features, helped, informed=learner.nearness(near) == 1.0)
             if near is not None:
                 self._judge(learner, near, slots, helped)
         for slot, value in zip(slots, reward.tolist(), strict=True):

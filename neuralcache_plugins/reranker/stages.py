@@ -110,7 +110,7 @@ def learned_evidence(
     )
     if near is not None:
         signals["association"] = (np.exp(features[:, 2]) - np.exp(cold)).astype(np.float32)
-    return Evidence(cold, learner.trust.order(features, cold), learner.trust.value, signals)
+    return Evidence(cold, learner.trust.order(features, cold, nearness=learner.nearness(near)), learner.trust.value, signals)
 
 
 def choose(
