@@ -54,7 +54,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         outcome = kill_often(Path(folder) / "telemetry.db", kills=arguments.kills, seed=arguments.seed,
                              threads=arguments.threads)
-    print(outcome)
+    sys.stdout.write(f"{outcome}\n")
     return 0 if not outcome.missing and not outcome.damaged else 1
 
 
