@@ -169,9 +169,14 @@ class Recorded:
 
 @dataclass(frozen=True, slots=True)
 class Appended:
-    """What ``TelemetryStore.append`` did: one position per event handed in, and the sign right after."""
+    """What ``TelemetryStore.append`` did: one position per event handed in, and the signs right before and after.
+
+    Both signs are taken within the transaction: a reader that knew ``before`` misses nothing when it goes on from
+    ``sign``.
+    """
 
     positions: tuple[int, ...]
+    before: Hashable
     sign: Hashable
 
 
@@ -245,7 +250,8 @@ class TelemetryStore(Protocol):
         """Append durably, in order, in one transaction.
 
         An event whose ``feedback_id`` (or, for rankings, ``ranking_id``) is already stored is not stored again;
-        its old position is returned. Appending feedback also stores its ranking when that is missing (before it).
+        its old position is returned; ids are unique within a namespace. Appending feedback also stores its ranking
+        when that is missing (before it).
         A reader that follows ``read(after=...)`` must never miss an event, however writers interleave.
         """
 
@@ -285,7 +291,8 @@ class TelemetryStore(Protocol):
         """Erase for good and start a new epoch; snapshots of the namespaces concerned go as well.
 
         ``document_ids`` are cut out of rankings (their lists shrink), of feedback and of the embedding cache; an
-        event left without documents goes. ``older_than`` erases what has ``at < older_than``.
+        event left without documents goes, and so does feedback whose ranking goes. ``older_than`` erases what has
+        ``at < older_than``. An erasure that finds nothing keeps the epoch.
         """
 
     def namespaces(self) -> list[str]:

@@ -11,7 +11,7 @@ from typing import Literal
 
 from platformdirs import user_data_path
 from pydantic import Field, SecretStr
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict
 
 
 def _config(prefix: str) -> SettingsConfigDict:
@@ -71,3 +71,14 @@ def default_store_url(folder: Path | None = None) -> str:
     """Return the URL of the default SQLite file; never in the current directory."""
     place = folder or user_data_path("neuralcache-plugins", appauthor=False)
     return f"sqlite:///{(place / 'telemetry.db').as_posix()}"
+
+
+def origins(settings: BaseSettings) -> dict[str, str]:
+    """Return where each value came from, by field: "default", "environment" or "argument"."""
+    outside = EnvSettingsSource(type(settings))()
+    ambient = type(settings)() if outside else settings
+    found = dict.fromkeys(type(settings).model_fields, "default")
+    for name in settings.model_fields_set:
+        same = name in outside and getattr(settings, name) == getattr(ambient, name)
+        found[name] = "environment" if same else "argument"
+    return found

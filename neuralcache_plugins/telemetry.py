@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, islice
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -27,6 +27,7 @@ from neuralcache_plugins.contracts import (
     FeedbackGiven,
     RankingServed,
     Recorded,
+    StoredVector,
     TelemetryStore,
     Vector,
 )
@@ -35,6 +36,7 @@ from neuralcache_plugins.errors import InvalidInputError, StoreClosedError, Stor
 _LOG = logging.getLogger(__name__)
 
 _BATCH = 256
+_SHELF_ROOM = 100_000
 _LONGEST_WAIT_SECONDS = 30.0
 
 _Key: TypeAlias = tuple[str, str]
@@ -64,7 +66,8 @@ class Recorder:
     def __init__(self, store: TelemetryStore, *, flush_interval_seconds: float, buffer_rankings: int,
                  on_written: OnWritten | None = None, recent_rankings: int = 1024) -> None:
         self._buffer = _Buffer(buffer_rankings, recent_rankings)
-        self._writer = _Writer(store, self._buffer, on_written)
+        self._shelf = _Shelf()
+        self._writer = _Writer(store, self._buffer, self._shelf, on_written)
         self._thread = _FlushThread(self, self._writer, flush_interval_seconds)
         self._at_exit = partial(_flush_at_exit, weakref.ref(self._writer))
         self._closed = False
@@ -90,6 +93,13 @@ class Recorder:
             raise StoreClosedError("the recorder is closed")
         return self._writer.write_feedback(event)
 
+    def keep_vectors(self, namespace: str, encoder: str, vectors: Sequence[StoredVector], *, at: float,
+                     max_rows: int) -> None:
+        """Take rows of the embedding cache to be written soon. Never waits; what does not fit is not kept."""
+        if not self._closed and self._shelf.put(_Shelved(namespace, encoder, vectors, at, max_rows)):
+            if not self._thread.running:
+                self._thread.start()
+
     def pending(self, ranking_id: str, namespace: str | None = None) -> RankingServed | None:
         """Return a ranking that is not written yet."""
         return self._buffer.find_pending(ranking_id, namespace)
@@ -110,6 +120,7 @@ class Recorder:
 
         To be called before the store erases. A ranking that showed one of ``document_ids`` goes as a whole.
         """
+        self._shelf.clear()
         return self._writer.discard(partial(_concerns, what))
 
     def flush(self) -> None:
@@ -132,6 +143,7 @@ class Recorder:
 
     def _restart_after_fork(self) -> None:
         self._buffer.restart_after_fork()
+        self._shelf.restart_after_fork()
         self._writer.restart_after_fork()
         self._thread = self._thread.anew(self)
 
@@ -208,15 +220,53 @@ class _Buffer:
         self._pending = OrderedDict()
 
 
+class _Shelved(NamedTuple):
+    """One batch of new rows for the embedding cache."""
+
+    namespace: str
+    encoder: str
+    vectors: Sequence[StoredVector]
+    at: float
+    max_rows: int
+
+
+class _Shelf:
+    """New rows of the embedding cache, not yet written. Losing some only costs encoding them again."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._batches: list[_Shelved] = []
+
+    def put(self, batch: _Shelved) -> bool:
+        with self._lock:
+            if sum(len(one.vectors) for one in self._batches) >= _SHELF_ROOM:
+                return False
+            self._batches.append(batch)
+            return True
+
+    def take(self) -> list[_Shelved]:
+        with self._lock:
+            taken, self._batches = self._batches, []
+            return taken
+
+    def clear(self) -> None:
+        self.take()
+
+    def restart_after_fork(self) -> None:
+        self._lock = threading.Lock()
+        self._batches = []
+
+
 class _Writer:
     """Appends to the store, one append at a time, and tells what was written in order."""
 
-    def __init__(self, store: TelemetryStore, buffer: _Buffer, on_written: OnWritten | None) -> None:
+    def __init__(self, store: TelemetryStore, buffer: _Buffer, shelf: _Shelf, on_written: OnWritten | None) -> None:
         self.written = 0
         self.failures = 0
         self.last_error: str | None = None
         self._store = store
         self._buffer = buffer
+        self._shelf = shelf
         self._on_written = on_written
         self._turn = threading.Lock()
         self._failing = False
@@ -237,6 +287,15 @@ class _Writer:
     def write_pending(self) -> None:
         with self._turn:
             self._write_rankings(leave=0)
+            self._write_vectors()
+
+    def _write_vectors(self) -> None:
+        for namespace, encoder, vectors, at, max_rows in self._shelf.take():
+            try:
+                self._store.put_vectors(namespace, encoder, vectors, at=at, max_rows=max_rows)
+            except StoreError as error:
+                self._note_failure(error)
+                raise
 
     def discard(self, concerns: Callable[[RankingServed], bool]) -> int:
         with self._turn:

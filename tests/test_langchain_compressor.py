@@ -6,6 +6,7 @@ import asyncio
 import copy
 import json
 import math
+import os
 import pickle
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from uuid import UUID
 
 import numpy as np
 import pytest
+from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.documents import BaseDocumentCompressor, Document
 from langchain_core.embeddings import Embeddings
 from langchain_core.load import dumpd, dumps
@@ -128,9 +130,11 @@ async def test_three_documents_are_returned_by_default(call, make):
     assert len(await call(make(), "compress_documents", documents(), QUESTION)) == 3
 
 
-async def test_no_documents_give_no_documents(call, make):
-    """Also without any callbacks or configuration."""
-    assert await call(make(), "compress_documents", [], QUESTION) == []
+async def test_no_documents_give_no_documents(call):
+    """Not even the store is opened for them."""
+    compressor = NeuralCacheCompressor(embeddings=HashingEncoder(), store="nonsense://")
+
+    assert await call(compressor, "compress_documents", [], QUESTION) == []
 
 
 async def test_the_callers_documents_stay_as_they_were(call, make):
@@ -184,6 +188,15 @@ async def test_a_document_without_id_gets_one_made_of_its_text(call, make):
     assert len({d.id for d in first}) == len(TEXTS)
     assert all(d.id not in map(str, range(len(TEXTS))) for d in first)
     assert all(d.id is None for d in given)
+
+
+async def test_an_empty_id_is_no_id(call, make):
+    """Two documents with empty ids are two documents."""
+    given = [Document(page_content=text, id="") for text in TEXTS]
+
+    found = await call(make(top_n=None), "compress_documents", given, QUESTION)
+
+    assert len({d.id for d in found}) == len(TEXTS)
 
 
 async def test_id_key_names_a_metadata_key_or_a_function(call, make):
@@ -498,6 +511,16 @@ def test_run_metadata_and_configurable_set_session_namespace_and_top_n(spy, conf
     assert (asked["session"], asked["namespace"], asked["top_n"]) == expected
 
 
+def test_metadata_beats_configurable_also_for_a_list_of_handlers(spy):
+    """Handlers without a manager carry no metadata of their own; the chain's counts."""
+    compressor = NeuralCacheCompressor.from_reranker(spy)
+    step = RunnableLambda(lambda q: compressor.compress_documents(documents(), q, callbacks=[BaseCallbackHandler()]))
+
+    step.invoke(QUESTION, config={"metadata": {"session_id": "m"}, "configurable": {"session_id": "c"}})
+
+    assert spy.asked[0]["session"] == "m"
+
+
 async def test_the_options_reach_the_asynchronous_method_too(spy):
     """The ambient configuration is seen across ``await``."""
     compressor = NeuralCacheCompressor.from_reranker(spy)
@@ -649,6 +672,7 @@ def test_an_adopted_core_keeps_its_namespace_and_stays_open():
         assert compressor.namespace == "mine"
         assert compressor.reranker is core
         assert len(compressor.compress_documents(documents(), QUESTION)) == 1
+        assert compressor.feedback(query=QUESTION, helpful=[compressor.rank(documents(), QUESTION).ids[0]])
         assert copy.deepcopy(compressor).reranker is core
 
 
@@ -673,6 +697,6 @@ def test_making_one_touches_neither_disk_nor_network(tmp_path):
         "left = [str(p) for p in pathlib.Path.cwd().rglob('*')]\n"
         "assert left == [], left\n"
     )
-    environment = {"HOME": str(tmp_path), "XDG_DATA_HOME": str(tmp_path / "data"), "PATH": ""}
+    environment = {**os.environ, "HOME": str(tmp_path), "XDG_DATA_HOME": str(tmp_path / "data")}
 
     subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=environment, check=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 from langchain_core.documents import Document
 from langchain_core.runnables import RunnableLambda
@@ -76,7 +78,8 @@ async def test_documents_without_ids_are_recognised_by_their_text(call, compress
     for _ in range(12):
         found = await call(compressor, "compress_documents", given, QUESTION)
         await call(compressor, "feedback", query=QUESTION, helpful=[loser])
-        await call(compressor, "feedback", query=QUESTION, helpful=[found[-1].id])
+        copied = next(d for d in found if d.page_content == loser.page_content)
+        await call(compressor, "feedback", query=QUESTION, helpful=[copied.id])
 
     assert order(compressor, given=given)[0] == cold[-1]
     assert order(compressor, given=given[::-1])[0] == cold[-1]
@@ -180,3 +183,36 @@ async def test_however_much_praise_a_document_gets_scores_stay_in_bounds(call, c
 
     found = compressor.compress_documents(documents(), QUESTION)
     assert all(0 <= d.metadata["relevance_score"] <= 1 for d in found)
+
+
+@pytest.mark.parametrize("place", ["memory://", "sqlite"])
+def test_feedback_from_six_threads_is_all_kept(tmp_path, place):
+    """Thirty rankings and feedbacks each, while others rank: nothing is lost."""
+    url = place if place == "memory://" else f"sqlite:///{tmp_path / 'telemetry.db'}"
+    with NeuralCacheCompressor(embeddings=HashingEncoder(), store=url, top_n=None) as compressor:
+
+        def work(thread):
+            for _ in range(30):
+                compressor.feedback(compressor.rank(documents(), QUESTION), helpful=[f"d{thread}"])
+
+        with ThreadPoolExecutor(6) as pool:
+            list(pool.map(work, range(6)))
+
+        compressor.reranker.flush()
+        learned = compressor.reranker.stats().namespace
+        assert (learned.rankings, learned.feedback) == (180, 180)
+
+
+async def test_hours_later_another_process_can_give_the_feedback(call, tmp_path):
+    """The ranking's id is enough, and the first process sees what was taught."""
+    url = f"sqlite:///{tmp_path / 'telemetry.db'}"
+    with NeuralCacheCompressor(embeddings=HashingEncoder(), store=url, ranking_id_key="ranking", top_n=None) as here:
+        cold = order(here)
+        for _ in range(12):
+            found = await call(here, "compress_documents", documents(), QUESTION)
+            last = next(d for d in found if d.page_content == cold[-1])
+            here.reranker.flush()
+            with NeuralCacheCompressor(embeddings=HashingEncoder(), store=url) as there:
+                await call(there, "feedback", last.metadata["ranking"], helpful=[last])
+
+        assert order(here)[0] == cold[-1]

@@ -23,8 +23,9 @@ except ImportError as error:
 """
 
 
-def run(script):
-    return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.strip()
+def run(script, **options):
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, **options)
+    return done.stdout.strip()
 
 
 def test_without_langchain_the_error_names_the_extra():
@@ -35,10 +36,14 @@ def test_without_langchain_the_error_names_the_extra():
     )
 
 
-def test_a_broken_langchain_shows_its_own_error():
-    """Reinstalling the extra would not help there."""
-    assert run(BLOCKED.format(name="langchain_core.documents")).startswith(
-        "ModuleNotFoundError|None|langchain_core.documents|")
+def test_a_broken_langchain_shows_its_own_error(tmp_path):
+    """When it is there but misses something itself, installing the extra would not help."""
+    (tmp_path / "langchain_core").mkdir()
+    (tmp_path / "langchain_core" / "__init__.py").write_text("import something_that_langchain_needs")
+
+    shown = run(BLOCKED.format(name="something_that_langchain_needs"), cwd=tmp_path)
+
+    assert shown.startswith("ModuleNotFoundError|None|something_that_langchain_needs|")
 
 
 def test_the_package_itself_loads_no_framework():

@@ -152,15 +152,19 @@ UNSAFE_CALLS = {
 def banned(source: str) -> list[str]:
     """Return what must not be used: code from data, order by process, errors thrown away, the user's global state."""
     tree = ast.parse(source)
-    own_hash = {call for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name == "__hash__"
-                for call in ast.walk(node)}
+    fine = {
+        inner for node in ast.walk(tree)
+        if (isinstance(node, ast.FunctionDef) and node.name == "__hash__")
+        or (isinstance(node, ast.With) and any("catch_warnings" in ast.unparse(item) for item in node.items))
+        for statement in node.body for inner in ast.walk(statement)
+    }
     found = []
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             found += [alias.name for alias in node.names if alias.name in UNSAFE_MODULES]
         if isinstance(node, ast.ImportFrom) and node.module in UNSAFE_MODULES:
             found.append(node.module)
-        if isinstance(node, ast.Call) and node not in own_hash:
+        if isinstance(node, ast.Call) and node not in fine:
             found += sorted({ast.unparse(node.func), ast.unparse(node)} & UNSAFE_CALLS)
             found += [each.arg for each in node.keywords if ast.unparse(each) == "allow_pickle=True"]
     return found
@@ -188,5 +192,6 @@ def test_a_planted_use_is_found(source: str, expected: str) -> None:
     assert banned(source) == [expected]
 
 
-def test_a_hash_method_may_hash() -> None:
+def test_a_hash_method_may_hash_and_a_block_may_silence_its_own_warnings() -> None:
     assert banned("class A:\n def __hash__(self):\n  return hash(self.key)") == []
+    assert banned("with warnings.catch_warnings():\n warnings.simplefilter('ignore')") == []

@@ -82,6 +82,7 @@ class Memory:
     def snapshots_due(self) -> bool:
         """Return whether some namespace has moved far enough since its last snapshot."""
         with self.lock:
+            self.settle()
             return any(
                 state.rankings + state.feedback - self._snapshot_at.get(name, 0) >= self._snapshot_every
                 for name, state in self._states.items()
@@ -101,13 +102,10 @@ class Memory:
             self._store.save_snapshot(namespace, self._fold, snapshot)
 
     def _fold_own(self, recorded: Sequence[Recorded], appended: Appended) -> None:
-        fresh = [one for one in recorded if one.position > self._position]
-        if self._position < 0 or not fresh:
-            return
-        expected = range(self._position + 1, self._position + 1 + len(fresh))
-        if [one.position for one in fresh] == list(expected):
-            self._fold_in(fresh)
-            self._sign = appended.sign
+        if self._position < 0 or appended.before != self._sign:
+            return  # others wrote in between: the log will be read
+        self._fold_in([one for one in recorded if one.position > self._position])
+        self._sign = appended.sign
 
     def _catch_up(self) -> None:
         self.settle()
@@ -132,7 +130,7 @@ class Memory:
             state = self._states.get(one.event.namespace)
             if state is not None:
                 state.fold(one)
-        self._position = batch[-1].position
+            self._position = one.position
 
     def _load(self, namespace: str) -> LearnedState:
         state = self._from_snapshot(namespace)

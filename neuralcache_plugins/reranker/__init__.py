@@ -634,8 +634,7 @@ class Reranker:
             return ranking.served
         if isinstance(ranking, str):
             found = (
-                self._recorder.pending(ranking, namespace)
-                or self._recorder.recent(ranking, namespace)
+                self._recorder.recent(ranking, namespace)
                 or self._store.ranking(ranking, namespace=namespace)
             )
             if found is None:
@@ -692,8 +691,6 @@ class Reranker:
         return receipt
 
     def _keep_vectors(self, namespace: str, encoder: str, rows: Sequence[StoredVector]) -> None:
-        if not hasattr(self._recorder, "keep_vectors"):
-            return self._store.put_vectors(namespace, encoder, rows, at=self._clock(), max_rows=self._store_settings.vectors_on_disk)
         self._recorder.keep_vectors(namespace, encoder, rows, at=self._clock(),
                                     max_rows=self._store_settings.vectors_on_disk)
 

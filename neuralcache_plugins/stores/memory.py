@@ -74,8 +74,9 @@ class MemoryStore:
         for event in events:
             codec.check(event)
         with self._open():
+            before = self._sign()
             positions = tuple([self._add(event) for event in events])
-            return Appended(positions, self._sign())
+            return Appended(positions, before, self._sign())
 
     def read(self, *, after: int = 0, upto: int | None = None, namespace: str | None = None,
              limit: int = 1000) -> list[Recorded]:

@@ -91,9 +91,10 @@ class SqliteStore:
                 last = max([self._last_appended, *positions])
                 # inside the transaction: what others write later must change the sign
                 sign = self._make_sign(connection, last)
+                before = (sign[0], self._last_appended, *sign[2:])
             # only now: whoever sees the new sign must also find the events
             self._last_appended, self._sign = last, sign
-        return Appended(tuple(positions), sign)
+        return Appended(tuple(positions), before, sign)
 
     def read(self, *, after: int = 0, upto: int | None = None, namespace: str | None = None,
              limit: int = 1000) -> list[Recorded]:
@@ -214,7 +215,7 @@ class SqliteStore:
     def __repr__(self) -> str:
         return f"SqliteStore({self.url!r})"
 
-    def _make_sign(self, connection: sqlite3.Connection, last: int) -> Hashable:
+    def _make_sign(self, connection: sqlite3.Connection, last: int) -> tuple[int, int, int, int]:
         # the version counts what other connections commit; what this object appends or erases is counted here
         version = connection.execute("PRAGMA data_version").fetchone()[0]
         return version, last, self._erasures, self._connections.opened

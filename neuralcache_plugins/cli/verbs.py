@@ -1,0 +1,125 @@
+"""The verbs but ``doctor``."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from neuralcache_plugins.cli.opening import NEW_FILE, learned, now, opened, pointing_at, url_of
+from neuralcache_plugins.contracts import Erasure
+from neuralcache_plugins.errors import InvalidInputError
+from neuralcache_plugins.reranker import NamespaceStats
+
+StoreUrl = Annotated[str | None, typer.Option(
+    "--store", metavar="URL", help="Telemetry store; else NEURALCACHE_STORE_URL, else the user's data folder.")]
+UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
+
+
+def demo(
+    interactive: Annotated[bool, typer.Option("--interactive", help="Ask your own questions, answer y or n.")] = False,
+    store: Annotated[str | None, typer.Option(
+        "--store", metavar="URL", help="Telemetry store; else the demo's own file in the user's data folder.")] = None,
+    keep: Annotated[bool, typer.Option("--keep", help="Go on with what earlier demos learned in that file.")] = False,
+) -> None:
+    """Rerank the documentation of Python's standard library, give feedback, watch the order change. Offline."""
+    from neuralcache_plugins.demo import default_demo_url, run
+
+    with pointing_at(store or default_demo_url()):
+        run(Console(highlight=False), store=store, keep=keep, interactive=interactive)
+
+
+def stats(
+    store: StoreUrl = None,
+    namespace: Annotated[str | None, typer.Option("--namespace", metavar="NAME", help="Only this namespace.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
+    """Show what was recorded and learned, by namespace. Reads only."""
+    with opened(url_of(store), must_exist=True) as source:
+        known = source.namespaces()
+        if namespace is not None and namespace not in known:
+            raise InvalidInputError(
+                f"{source.url} has no namespace {namespace!r}; it has: {', '.join(map(repr, known)) or 'none'}")
+        found = learned(source, known if namespace is None else [namespace])
+        if as_json:
+            typer.echo(json.dumps({"store": source.url, "namespaces": [asdict(one) for one in found]}, indent=2))
+        else:
+            _show(Console(highlight=False), source.url, found)
+
+
+def forget(
+    store: StoreUrl = None,
+    namespace: Annotated[str | None, typer.Option("--namespace", metavar="NAME", help="In this namespace.")] = None,
+    all_namespaces: Annotated[bool, typer.Option("--all-namespaces", help="In every namespace.")] = False,
+    document: Annotated[list[str] | None, typer.Option(
+        "--document", metavar="ID", help="Only this document; may be repeated.")] = None,
+    session: Annotated[str | None, typer.Option("--session", metavar="ID", help="Only this session.")] = None,
+    older_than: Annotated[str | None, typer.Option(
+        "--older-than", metavar="AGE", help="Only what is older: 12h, 30d, 8w.")] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> None:
+    """Erase for good, and unlearn. Conditions narrow each other."""
+    if (namespace is not None) == all_namespaces:
+        raise InvalidInputError("forget needs either --namespace NAME or --all-namespaces, got "
+                                f"{'both' if all_namespaces else 'neither'}")
+    what = Erasure(
+        namespace=namespace,
+        document_ids=tuple(document) if document else None,
+        session=session,
+        older_than=None if older_than is None else now() - _seconds(older_than),
+    )
+    with opened(url_of(store), must_exist=True) as target:
+        if not yes:
+            typer.confirm(f"Erase {_described(what)} from {target.url} for good?", abort=True)
+        # an erasure wants a condition: everything is what is older than the end of time
+        receipt = target.erase(Erasure(older_than=sys.float_info.max) if what == Erasure() else what)
+    counts = (f"{count} {name.replace('_', ' ')}" for name, count in asdict(receipt).items())
+    typer.echo(f"Erased from {target.url}: {', '.join(counts)}")
+
+
+def _show(console: Console, url: str, found: list[NamespaceStats]) -> None:
+    console.print(f"store: {url}", markup=False, soft_wrap=True)
+    if not found:
+        console.print(f"no rankings, no feedback: {NEW_FILE}")
+    for one in found:
+        console.print(f"\nnamespace {one.namespace!r}\n  rankings: {one.rankings}\n  feedback: {one.feedback}, "
+                      f"{_period(one)}\n  known: {one.documents} documents, {one.remembered_questions} questions, "
+                      f"{one.sessions} sessions", markup=False, soft_wrap=True)
+        for encoder, trust in one.trust.items():
+            weights = ", ".join(f"{name} {value:.2f}" for name, value in one.weights[encoder].items())
+            verdict = "learning counts" if trust > 0.5 else "learning counts above 0.50 only"
+            console.print(f"  encoder {encoder}\n    trust: {trust:.2f}, {verdict}\n    weights: {weights}",
+                          markup=False, soft_wrap=True)
+
+
+def _period(one: NamespaceStats) -> str:
+    if one.first_feedback_at is None or one.last_feedback_at is None:
+        return "none yet"
+    return f"from {_minute(one.first_feedback_at)} to {_minute(one.last_feedback_at)}"
+
+
+def _minute(at: float) -> str:
+    return f"{datetime.fromtimestamp(at, UTC):%Y-%m-%d %H:%M} UTC"
+
+
+def _seconds(age: str) -> float:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhdw])", age.strip())
+    if match is None:
+        raise InvalidInputError(f"--older-than must look like 90s, 45m, 12h, 30d or 8w, got {age!r}")
+    return float(match[1]) * UNITS[match[2]]
+
+
+def _described(what: Erasure) -> str:
+    parts = (
+        "" if what.document_ids is None else f"documents {', '.join(what.document_ids)}",
+        "" if what.session is None else f"session {what.session!r}",
+        "" if what.older_than is None else f"what is older than {_minute(what.older_than)}",
+    )
+    place = "every namespace" if what.namespace is None else f"namespace {what.namespace!r}"
+    return f"{', '.join(filter(None, parts)) or 'everything'} in {place}"
