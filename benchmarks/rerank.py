@@ -60,8 +60,10 @@ class Unused:
 def corpus(n: int, dim: int = DIM, seed: int = 1) -> Corpus:
     """Clustered unit rows and Zipf-like texts of 120 words."""
     rng, chance = np.random.default_rng(seed), random.Random(seed)
-    words = ["".join(chance.choice("bcdfglmnprst") + chance.choice("aeiou") for _ in range(chance.choice((2, 3, 4))))
-             for _ in range(8000)]
+    words = [
+        "".join(chance.choice("bcdfglmnprst") + chance.choice("aeiou") for _ in range(chance.choice((2, 3, 4))))
+        for _ in range(8000)
+    ]
     weight = 1.0 / np.arange(1, len(words) + 1) ** 0.9
     weight /= weight.sum()
     centres = rng.standard_normal((TOPICS, dim))
@@ -74,7 +76,9 @@ def corpus(n: int, dim: int = DIM, seed: int = 1) -> Corpus:
         text[::6] = chance.choices(topics[label[index]], k=len(text[::6]))
         texts.append(" ".join(text))
     question = unit(centres[0] + 0.7 * rng.standard_normal(dim))
-    return Corpus([f"d{i}" for i in range(n)], texts, rows, "what about " + " ".join(chance.sample(topics[0], 6)), question)
+    return Corpus(
+        [f"d{i}" for i in range(n)], texts, rows, "what about " + " ".join(chance.sample(topics[0], 6)), question
+    )
 
 
 def unit(rows: np.ndarray) -> np.ndarray:
@@ -102,8 +106,9 @@ def ours_rerank(n: int, dim: int = DIM, seed: int = 1) -> Case:
     """Return a ranking of n candidates with vectors, cold memory, in-memory SQLite."""
     given = corpus(n, dim, seed)
     reranker = Reranker(Unused(), store="sqlite:///:memory:", store_settings=StoreSettings(flush_interval_seconds=3600))
-    return lambda: reranker.rerank(given.query, given.texts, ids=given.ids, query_vector=given.question,
-                                   vectors=given.rows, top_n=TOP_N)
+    return lambda: reranker.rerank(
+        given.query, given.texts, ids=given.ids, query_vector=given.question, vectors=given.rows, top_n=TOP_N
+    )
 
 
 def ours_rerank_20000(n: int, dim: int = DIM, seed: int = 1, *, reranker: Reranker | None = None) -> Case:
@@ -121,7 +126,9 @@ def filled(known: Corpus, seed: int, *, remembered: int = REMEMBERED) -> Reranke
     """Return a reranker that was told 20,000 times which document helped for a question near it."""
     rng = np.random.default_rng(seed)
     settings = StoreSettings(flush_interval_seconds=3600)
-    reranker = Reranker(Unused(), store="memory://", store_settings=settings, settings=RerankSettings(max_questions=10**6))
+    reranker = Reranker(
+        Unused(), store="memory://", store_settings=settings, settings=RerankSettings(max_questions=10**6)
+    )
     size, dim = known.rows.shape
     subjects = unit(rng.standard_normal((size, dim)))  # what people ask about is not what the texts look like
     for step in range(remembered):
@@ -129,8 +136,14 @@ def filled(known: Corpus, seed: int, *, remembered: int = REMEMBERED) -> Reranke
         others = rng.choice(size, 4, replace=False)
         chosen = [right, *others[others != right].tolist()]
         question = unit(subjects[right] + 0.5 * rng.standard_normal(dim) / np.sqrt(dim))
-        ranking = reranker.rerank("q", [known.texts[i] for i in chosen], ids=[known.ids[i] for i in chosen],
-                                  query_vector=question, vectors=known.rows[chosen], prior_scores=[1.0] * len(chosen))
+        ranking = reranker.rerank(
+            "q",
+            [known.texts[i] for i in chosen],
+            ids=[known.ids[i] for i in chosen],
+            query_vector=question,
+            vectors=known.rows[chosen],
+            prior_scores=[1.0] * len(chosen),
+        )
         reranker.feedback(ranking, helpful=[0])
     reranker.subjects = subjects  # type: ignore[attr-defined]  # for the case that asks near them
     told = reranker.stats().namespace
@@ -223,14 +236,18 @@ def ranking(reps: int) -> None:
         show(f"rerank, {n} candidates, cold", took[f"cold {n}"], floor, "limit 8 x at 100")
     for n in sizes:
         show(f"rerank, {n} candidates, 20,000 remembered", took[f"warm {n}"], floor, "limit 25 x at 100")
-    print(f"1,000 candidates over 100: cold {took['cold 1000'] / took['cold 100']:.2f} x, "
-          f"remembered {took['warm 1000'] / took['warm 100']:.2f} x (limit 6 x)")
+    print(
+        f"1,000 candidates over 100: cold {took['cold 1000'] / took['cold 100']:.2f} x, "
+        f"remembered {took['warm 1000'] / took['warm 100']:.2f} x (limit 6 x)"
+    )
     warm.close()
 
 
 def adapters(reps: int) -> None:
-    took = in_turn({"core": ours_core_under_adapters(100), "langchain": ours_langchain(100),
-                    "llamaindex": ours_llamaindex(100)}, reps=reps)
+    took = in_turn(
+        {"core": ours_core_under_adapters(100), "langchain": ours_langchain(100), "llamaindex": ours_llamaindex(100)},
+        reps=reps,
+    )
     for name in ("langchain", "llamaindex"):
         print(f"{name} adapter over the core, 100 in, 10 out      {took[name] - took['core']:10.1f} us  (limit 200)")
 
@@ -244,20 +261,32 @@ def telemetry(reps: int) -> None:
         url = f"sqlite:///{folder}/t.db"
         settings = StoreSettings(flush_interval_seconds=3600, buffer_rankings=10**6)
         with Reranker(Unused(), store=url, store_settings=settings) as reranker:
-            served = reranker.rerank(given.query, given.texts, ids=given.ids, query_vector=given.question,
-                                     vectors=given.rows, top_n=TOP_N)
+            served = reranker.rerank(
+                given.query, given.texts, ids=given.ids, query_vector=given.question, vectors=given.rows, top_n=TOP_N
+            )
             recorder = Recorder(reranker.store, flush_interval_seconds=3600, buffer_rankings=10**6)
             cost = cpu_us(lambda: recorder.served(served.served), reps=reps * 10)
             sign = cpu_us(reranker.store.sign, reps=reps * 10)
             print(f"telemetry on the hot path: record {cost:.1f} us + sign of the log {sign:.1f} us  (limit 30 us)")
-            rankings = [reranker.rerank(given.query, given.texts, ids=given.ids, query_vector=given.question,
-                                        vectors=given.rows, top_n=TOP_N) for _ in range(reps * 5 + 20)]
+            rankings = [
+                reranker.rerank(
+                    given.query,
+                    given.texts,
+                    ids=given.ids,
+                    query_vector=given.question,
+                    vectors=given.rows,
+                    top_n=TOP_N,
+                )
+                for _ in range(reps * 5 + 20)
+            ]
             reranker.flush()
             reranker.stats()
             pool = iter(rankings)
             bare = _bare_feedback(Path(folder) / "t.db")
-            took = in_turn({"feedback": lambda: reranker.feedback(next(pool), helpful=[int(served.positions[0])]),
-                            "bare": bare}, reps=reps)
+            took = in_turn(
+                {"feedback": lambda: reranker.feedback(next(pool), helpful=[int(served.positions[0])]), "bare": bare},
+                reps=reps,
+            )
             show("durable feedback, SQLite", took["feedback"], took["bare"], "floor: bare transaction; limit 2 x")
 
 
@@ -265,8 +294,12 @@ def _bare_feedback(path: Path) -> Case:
     """Return one transaction that inserts the row of a feedback event, and nothing else, into a like table."""
     source = sqlite3.connect(path)
     (create,) = source.execute("SELECT sql FROM sqlite_master WHERE name = 'events'").fetchone()
-    indexes = [sql for (sql,) in source.execute("SELECT sql FROM sqlite_master WHERE tbl_name = 'events' "
-                                                "AND type = 'index' AND sql IS NOT NULL")]
+    indexes = [
+        sql
+        for (sql,) in source.execute(
+            "SELECT sql FROM sqlite_master WHERE tbl_name = 'events' AND type = 'index' AND sql IS NOT NULL"
+        )
+    ]
     columns = [row[1] for row in source.execute("PRAGMA table_info(events)")]
     bare = sqlite3.connect(path.with_name("bare.db"), isolation_level=None)
     bare.execute("PRAGMA journal_mode=WAL")
@@ -306,11 +339,24 @@ def peers(folder: Path, reps: int) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         ctx = bench.Ctx(given, DIM, scratch)
         reranker = Reranker(Unused(), store="sqlite:///:memory:")
-        ours = cpu_us(lambda: reranker.rerank(given.query, given.texts, ids=given.ids, query_vector=given.q,
-                                              vectors=given.emb, top_n=TOP_N), reps=reps)
+        ours = cpu_us(
+            lambda: reranker.rerank(
+                given.query, given.texts, ids=given.ids, query_vector=given.q, vectors=given.emb, top_n=TOP_N
+            ),
+            reps=reps,
+        )
         print(f"\npeers, 100 candidates, CPU median relative to our {ours:.0f} us")
-        for name in ("nc_sqlite_emb_off", "nc_memory_emb_off", "lc_mmr_k10", "lc_embeddings_filter_k10", "li_mmr_k10",
-                     "bm25s_on_the_fly", "wordllama_rank", "rerankers_noop", "floor_mmr_k10"):
+        for name in (
+            "nc_sqlite_emb_off",
+            "nc_memory_emb_off",
+            "lc_mmr_k10",
+            "lc_embeddings_filter_k10",
+            "li_mmr_k10",
+            "bm25s_on_the_fly",
+            "wordllama_rank",
+            "rerankers_noop",
+            "floor_mmr_k10",
+        ):
             try:
                 case = bench.CASES[name][0](ctx)
             except ImportError as error:

@@ -19,6 +19,9 @@ Vector: TypeAlias = npt.NDArray[np.float32]
 Matrix: TypeAlias = npt.NDArray[np.float32]
 """float32 rows, shape (n, d)."""
 
+Array: TypeAlias = npt.NDArray[np.float64]
+"""float64 numbers: probabilities and their logarithms, where float32 would lose the tail."""
+
 Positions: TypeAlias = npt.NDArray[np.int64]
 """Indices into the list that the caller passed."""
 
@@ -34,10 +37,10 @@ class Encoder(Protocol):
     attribute ``fingerprint: str`` overrides the identity that is otherwise made of class, model name and width.
     """
 
-    def embed_documents(self, texts: list[str]) -> Sequence[Sequence[float]]:
+    def embed_documents(self, texts: list[str]) -> Sequence[Sequence[float]] | Matrix:
         """Return one vector per text, all of one width."""
 
-    def embed_query(self, text: str) -> Sequence[float]:
+    def embed_query(self, text: str) -> Sequence[float] | Vector:
         """Return the vector of a question."""
 
 

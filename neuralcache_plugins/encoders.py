@@ -14,7 +14,13 @@ import numpy as np
 
 from neuralcache_plugins.contracts import Encoder, Matrix, StoredVector, TelemetryStore, Vector
 from neuralcache_plugins.core.vectors import unit_rows, width_of
-from neuralcache_plugins.errors import DimensionMismatchError, EncoderError, MissingExtraError, NeuralCacheError, StoreError
+from neuralcache_plugins.errors import (
+    DimensionMismatchError,
+    EncoderError,
+    MissingExtraError,
+    NeuralCacheError,
+    StoreError,
+)
 
 MODEL_NAMES = ("model", "model_name", "model_id", "deployment", "repo_id")
 """Attributes under which encoders keep the name of their model."""
@@ -35,12 +41,13 @@ class LocalEncoder:
     def embed_documents(self, texts: list[str]) -> Matrix:
         """Return (n, 256) unit rows. About 0.4 ms for a text of 120 words."""
         with np.errstate(invalid="ignore", divide="ignore"):
-            rows: Matrix = np.asarray(self._loaded().embed([_encodable(text) for text in texts], norm=True), np.float32)
-        return rows
+            rows = self._loaded().embed([_encodable(text) for text in texts], norm=True)
+        return np.asarray(rows, dtype=np.float32)
 
     def embed_query(self, text: str) -> Vector:
         """Return one row of 256 numbers."""
-        return self.embed_documents([text])[0]
+        row: Vector = self.embed_documents([text])[0]
+        return row
 
     def embed_queries(self, texts: list[str]) -> Matrix:
         """Return the rows of several questions at once."""
@@ -137,7 +144,13 @@ class EncoderCache:
         return [self.question(text, namespace=namespace) for text in texts]
 
     def documents(
-        self, texts: Sequence[str], *, ids: Sequence[str], width: int, namespace: str, wanted: Sequence[int] | None = None
+        self,
+        texts: Sequence[str],
+        *,
+        ids: Sequence[str],
+        width: int,
+        namespace: str,
+        wanted: Sequence[int] | None = None,
     ) -> Encoded:
         """Return the unit rows of ``texts`` (those at the positions ``wanted``; the rest stay zeros).
 
@@ -195,9 +208,7 @@ class EncoderCache:
             self._fetch(namespace, fingerprint, missing, rows)
         return rows, missing
 
-    def _fetch(
-        self, namespace: str, fingerprint: str, missing: dict[str, list[tuple[int, str]]], rows: Matrix
-    ) -> None:
+    def _fetch(self, namespace: str, fingerprint: str, missing: dict[str, list[tuple[int, str]]], rows: Matrix) -> None:
         """Fill in what the store knows; a store in trouble knows nothing."""
         keys = {self._key("document", text): text for text in missing}
         try:
@@ -250,8 +261,9 @@ class EncoderCache:
             raise EncoderError(f"{self._model} must return one row of numbers for a question: {error}") from error
         if unusable:
             return None
-        self._remember(namespace, "query", "", text, rows[0])
-        return rows[0]
+        row: Vector = rows[0]
+        self._remember(namespace, "query", "", text, row)
+        return row
 
     def _call(self, encode: Callable[[], Any]) -> Any:
         self.calls += 1
@@ -259,21 +271,18 @@ class EncoderCache:
             return encode()
         except NeuralCacheError:
             raise
-        except Exception as error:  # noqa: BLE001  # an encoder is foreign code: whatever it raises must not end a retrieval
+        except Exception as error:  # foreign code: whatever it raises must not end a retrieval
             raise EncoderError(f"{self._model} failed: {error!r}") from error
 
     async def _acall(self, name: str, argument: Any, timeout_seconds: float | None) -> Any:
         native = getattr(self.encoder, f"a{name}", None)
-        if native is None:
-            work = asyncio.to_thread(getattr(self.encoder, name), argument)
-        else:
-            work = native(argument)
+        work = asyncio.to_thread(getattr(self.encoder, name), argument) if native is None else native(argument)
         self.calls += 1
         try:
             return await asyncio.wait_for(work, timeout_seconds)
         except NeuralCacheError:
             raise
-        except Exception as error:  # noqa: BLE001  # as in _call; cancellation is no Exception and passes
+        except Exception as error:  # as in _call; cancellation is no Exception and passes
             raise EncoderError(f"{self._model} failed: {error!r}") from error
 
     def _recall(self, namespace: str, role: str, fingerprint: str, text: str) -> Vector | None:
@@ -291,8 +300,9 @@ class EncoderCache:
                 self._known.popitem(last=False)
 
     def _key(self, role: str, text: str) -> str:
-        return hashlib.blake2b(f"{role}\0{text}".encode("utf-8", "surrogatepass"), key=self._hash_key,
-                               digest_size=16).hexdigest()
+        return hashlib.blake2b(
+            f"{role}\0{text}".encode("utf-8", "surrogatepass"), key=self._hash_key, digest_size=16
+        ).hexdigest()
 
 
 def _model_of(encoder: Encoder) -> str:

@@ -26,20 +26,28 @@ class RerankSettings(BaseSettings):
     lexical_weight: float = Field(
         0.8, ge=0, le=10, description="weight of word overlap beside the retriever's score; 0.3 over hybrid retrievers"
     )
-    dense_weight: float = Field(0.3, ge=0, le=10, description="weight of the encoder's cosine beside the retriever's score")
+    dense_weight: float = Field(
+        0.3, ge=0, le=10, description="weight of the encoder's cosine beside the retriever's score"
+    )
     learning: bool = Field(True, description="False keeps the cold order; feedback is still recorded")
     half_life_seconds: float = Field(30 * 86400.0, gt=0, description="a document's credit halves in this time")
     narrative_weight: float = Field(0.2, ge=0, le=1, description="how much a session's narrative bends the question")
     narrative_rate: float = Field(0.3, gt=0, le=1, description="how fast a session's narrative follows what helped")
     questions_per_document: int = Field(64, ge=1, le=4096, description="remembered questions kept for one document")
     max_documents: int = Field(20_000, ge=1, description="documents with memory per namespace; the stalest goes")
-    max_questions: int = Field(100_000, ge=1, description="remembered questions per namespace and encoder; the stalest document goes")
+    max_questions: int = Field(
+        100_000, ge=1, description="remembered questions per namespace and encoder; the stalest document goes"
+    )
     max_sessions: int = Field(2_000, ge=1, description="session narratives per namespace; the stalest goes")
-    diversity: float = Field(0.0, ge=0, le=1, description="0 = pure worth, 1 = pure novelty (maximal marginal relevance)")
+    diversity: float = Field(
+        0.0, ge=0, le=1, description="0 = pure worth, 1 = pure novelty (maximal marginal relevance)"
+    )
     exploration: float = Field(0.0, ge=0, le=1, description="probability that a rank is filled at random; recorded")
     scorer_budget: int = Field(50, ge=1, description="most candidates that reach the optional scorer")
     scorer_weight: float = Field(1.0, ge=0, le=10, description="weight of the scorer beside the cheap signals")
-    encoder_timeout_seconds: float | None = Field(None, gt=0, description="async encoders that take longer count as failed")
+    encoder_timeout_seconds: float | None = Field(
+        None, gt=0, description="async encoders that take longer count as failed"
+    )
     texts_in_memory: int = Field(20_000, ge=1, description="texts whose word statistics are kept in memory")
     seed: int = Field(0, ge=0, description="seed of exploration")
 
@@ -54,7 +62,9 @@ class StoreSettings(BaseSettings):
     synchronous: Literal["normal", "full"] = Field("normal", description='"full" also survives loss of power')
     busy_timeout_seconds: float = Field(5.0, ge=0, description="how long to wait for another writer")
     flush_interval_seconds: float = Field(0.25, gt=0, description="served rankings are written at least this often")
-    buffer_rankings: int = Field(10_000, ge=1, description="rankings waiting to be written; beyond it the newest is dropped")
+    buffer_rankings: int = Field(
+        10_000, ge=1, description="rankings waiting to be written; beyond it the newest is dropped"
+    )
     retention_seconds: float | None = Field(None, gt=0, description="events older than this are erased by the recorder")
     snapshot_every: int = Field(20_000, ge=1, description="events between two snapshots of the learned state")
     vectors_in_memory: int = Field(20_000, ge=0, description="text vectors kept in memory")

@@ -96,9 +96,9 @@ class Recorder:
     def keep_vectors(self, namespace: str, encoder: str, vectors: Sequence[StoredVector], *, at: float,
                      max_rows: int) -> None:
         """Take rows of the embedding cache to be written soon. Never waits; what does not fit is not kept."""
-        if not self._closed and self._shelf.put(_Shelved(namespace, encoder, vectors, at, max_rows)):
-            if not self._thread.running:
-                self._thread.start()
+        kept = not self._closed and self._shelf.put(_Shelved(namespace, encoder, vectors, at, max_rows))
+        if kept and not self._thread.running:
+            self._thread.start()
 
     def pending(self, ranking_id: str, namespace: str | None = None) -> RankingServed | None:
         """Return a ranking that is not written yet."""

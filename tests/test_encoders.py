@@ -165,7 +165,9 @@ async def test_an_encoder_without_twins_runs_beside_the_loop():
 
 def test_the_local_encoder_knows_paraphrases_from_strangers_and_survives_any_text():
     local = LocalEncoder()
-    rows = local.embed_documents(["how do I reset my password", "resetting a password", "opening hours", "\ud800 broken"])
+    rows = local.embed_documents(
+        ["how do I reset my password", "resetting a password", "opening hours", "\ud800 broken"]
+    )
 
     assert rows.shape == (4, 256)
     assert rows[0] @ rows[1] > rows[0] @ rows[2] + 0.2

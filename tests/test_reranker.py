@@ -77,7 +77,9 @@ class TestRankings:
         assert reranker.rerank("reset password", texts, prior_scores=[0.5] * 3).signals["prior"].tolist() == [0, 0, 0]
 
     def test_unknown_prior_scores_count_as_none(self, reranker):
-        assert order(reranker.rerank(QUESTION, TEXTS, prior_scores=[None] * 6)) == order(reranker.rerank(QUESTION, TEXTS))
+        assert order(reranker.rerank(QUESTION, TEXTS, prior_scores=[None] * 6)) == order(
+            reranker.rerank(QUESTION, TEXTS)
+        )
 
     def test_identical_calls_give_identical_rankings(self, reranker):
         teach(reranker, QUESTION, "hours")
@@ -111,11 +113,30 @@ class TestRankings:
     def test_explain_is_a_table_with_every_signal(self, reranker):
         ranking = reranker.rerank(QUESTION, TEXTS, ids=IDS)
         lines = ranking.explain().splitlines()
-        assert lines[1].split() == ["rank", "id", "was", "score", "prior", "dense", "lexical", "narrative", "pheromone",
-                                    "association"]
+        assert lines[1].split() == [
+            "rank",
+            "id",
+            "was",
+            "score",
+            "prior",
+            "dense",
+            "lexical",
+            "narrative",
+            "pheromone",
+            "association",
+        ]
         assert len(lines) == 2 + len(TEXTS)
         assert "<table>" in ranking._repr_html_()
         assert "&lt;b&gt;" in reranker.rerank("q", ["t"], ids=["<b>"])._repr_html_()
+
+    def test_what_scores_too_low_is_neither_returned_nor_recorded_as_shown(self, reranker):
+        full = reranker.rerank(QUESTION, TEXTS, ids=IDS)
+        least = full.scores[2]
+        cut = reranker.rerank(QUESTION, TEXTS, ids=IDS, min_score=least)
+        reranker.flush()
+        assert order(cut) == order(full)[:3]
+        assert reranker.store.ranking(cut.ranking_id).document_ids == full.ids[:3]
+        assert len(reranker.rerank(QUESTION, TEXTS, min_score=2.0)) == 0
 
     def test_rerank_many_asks_the_encoder_once_for_all_texts(self):
         encoder = HashingEncoder()
@@ -123,7 +144,9 @@ class TestRankings:
             many = reranker.rerank_many(["card", "password"], [TEXTS[:4], TEXTS[2:]], top_n=2)
             calls = encoder.calls
             assert [order(ranking) for ranking in many] == [
-                order(reranker.rerank("card", TEXTS[:4], top_n=2)), order(reranker.rerank("password", TEXTS[2:], top_n=2))]
+                order(reranker.rerank("card", TEXTS[:4], top_n=2)),
+                order(reranker.rerank("password", TEXTS[2:], top_n=2)),
+            ]
         assert calls == 3  # two questions, one batch of texts
         assert encoder.calls == calls
 
@@ -158,7 +181,9 @@ class TestRankings:
     @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
     @given(st.lists(st.text(max_size=40), max_size=12), st.text(max_size=20), st.data())
     def test_any_text_is_ranked_completely_and_finitely(self, reranker, texts, query, data):
-        prior = data.draw(st.none() | st.lists(st.none() | st.floats(allow_nan=True), min_size=len(texts), max_size=len(texts)))
+        prior = data.draw(
+            st.none() | st.lists(st.none() | st.floats(allow_nan=True), min_size=len(texts), max_size=len(texts))
+        )
         ranking = reranker.rerank(query, texts, prior_scores=prior)
         assert sorted(order(ranking)) == list(range(len(texts)))
         assert np.isfinite(ranking.scores).all()
@@ -166,19 +191,34 @@ class TestRankings:
 
 
 class TestBadInput:
-    @pytest.mark.parametrize(("arguments", "message"), [
-        ((1, ["a"]), "query must be a str, got int"),
-        (("q", "abc"), "texts must be a list of str, got str"),
-        (("q", ["a", 2]), r"texts\[1\] must be a str, got int"),
-    ])
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            ((1, ["a"]), "query must be a str, got int"),
+            (("q", "abc"), "texts must be a list of str, got str"),
+            (("q", ["a", 2]), r"texts\[1\] must be a str, got int"),
+        ],
+    )
     def test_wrong_types_are_named(self, reranker, arguments, message):
         with pytest.raises(InvalidInputError, match=message):
             reranker.rerank(*arguments)
 
-    @pytest.mark.parametrize("options", [
-        {"ids": ["a"]}, {"prior_scores": [1.0]}, {"vectors": [[1.0]]}, {"top_n": 0}, {"top_n": -1}, {"top_n": 1.5},
-        {"namespace": ""}, {"session": " "}, {"trace": {"user": "x"}}, {"prior_scores": ["x", 1]}, {"ids": [1, 2]},
-    ])
+    @pytest.mark.parametrize(
+        "options",
+        [
+            {"ids": ["a"]},
+            {"prior_scores": [1.0]},
+            {"vectors": [[1.0]]},
+            {"top_n": 0},
+            {"top_n": -1},
+            {"top_n": 1.5},
+            {"namespace": ""},
+            {"session": " "},
+            {"trace": {"user": "x"}},
+            {"prior_scores": ["x", 1]},
+            {"ids": [1, 2]},
+        ],
+    )
     def test_options_that_do_not_fit_are_refused(self, reranker, options):
         with pytest.raises(InvalidInputError):
             reranker.rerank("q", ["a", "b"], **options)
@@ -214,8 +254,14 @@ class TestLearning:
     @pytest.mark.parametrize("helpful", ["hours", "abroad"])
     def test_eight_rewards_lift_a_document_for_its_question_and_paraphrases_only(self, helpful):
         with Reranker(store="memory://") as reranker:
-            unrelated = ("can I cancel a transfer", "rates for saving", "where is the next branch", "reset the app",
-                         "paying with pounds in France", "is there a fee for savings")
+            unrelated = (
+                "can I cancel a transfer",
+                "rates for saving",
+                "where is the next branch",
+                "reset the app",
+                "paying with pounds in France",
+                "is there a fee for savings",
+            )
             before = {question: order(reranker.rerank(question, TEXTS, ids=IDS)) for question in unrelated}
             teach(reranker, QUESTION, helpful)
 
@@ -294,6 +340,12 @@ class TestFeedback:
         (event,) = [one.event for one in reranker.store.read() if hasattr(one.event, "rewards")]
         assert dict(event.rewards) == {"hours": 1.0, "cancel": -1.0, "abroad": 0.25, "cards": -0.5}
 
+    def test_rewards_may_be_pairs_and_positions_numpys_integers(self, reranker):
+        ranking = reranker.rerank(QUESTION, TEXTS, ids=IDS)
+        reranker.feedback(ranking, helpful=[ranking.positions[0]], rewards=[("cancel", -0.5)])
+        (event,) = [one.event for one in reranker.store.read() if hasattr(one.event, "rewards")]
+        assert dict(event.rewards) == {ranking.ids[0]: 1.0, "cancel": -0.5}
+
     def test_feedback_finds_its_ranking_by_id_or_by_the_question(self, reranker):
         ranking = reranker.rerank(QUESTION, TEXTS, ids=IDS)
         reranker.feedback(ranking.ranking_id, helpful=["hours"])
@@ -316,16 +368,19 @@ class TestFeedback:
             assert reranker.feedback(ranking, helpful=["hours"], feedback_id="mine") == "mine"
         assert reranker.stats().namespace.feedback == 1
 
-    @pytest.mark.parametrize(("given", "error", "message"), [
-        ({"helpful": ["nope"]}, UnknownDocumentError, "document 'nope' was not shown in ranking"),
-        ({"helpful": [5]}, UnknownDocumentError, "position 5 was not shown"),
-        ({}, InvalidInputError, "at least one document"),
-        ({"rewards": {"hours": 1.5}}, InvalidInputError, r"must be in \[-1, 1\], got 1.5"),
-        ({"rewards": {"hours": float("nan")}}, InvalidInputError, r"must be in \[-1, 1\]"),
-        ({"rewards": {"hours": "much"}}, InvalidInputError, "must be a number"),
-        ({"helpful": ["hours"], "unhelpful": ["hours"]}, InvalidInputError, "two different rewards"),
-        ({"helpful": [True]}, InvalidInputError, "named by id"),
-    ])
+    @pytest.mark.parametrize(
+        ("given", "error", "message"),
+        [
+            ({"helpful": ["nope"]}, UnknownDocumentError, "document 'nope' was not shown in ranking"),
+            ({"helpful": [5]}, UnknownDocumentError, "position 5 was not shown"),
+            ({}, InvalidInputError, "at least one document"),
+            ({"rewards": {"hours": 1.5}}, InvalidInputError, r"must be in \[-1, 1\], got 1.5"),
+            ({"rewards": {"hours": float("nan")}}, InvalidInputError, r"must be in \[-1, 1\]"),
+            ({"rewards": {"hours": "much"}}, InvalidInputError, "must be a number"),
+            ({"helpful": ["hours"], "unhelpful": ["hours"]}, InvalidInputError, "two different rewards"),
+            ({"helpful": [True]}, InvalidInputError, "named by id"),
+        ],
+    )
     def test_feedback_that_cannot_be_meant_is_refused_and_nothing_stored(self, reranker, given, error, message):
         ranking = reranker.rerank(QUESTION, TEXTS[:2], ids=IDS[:2])
         with pytest.raises(error, match=message):
@@ -382,6 +437,29 @@ class TestForgetting:
     def test_forgetting_needs_to_know_what(self, reranker, what):
         with pytest.raises(InvalidInputError):
             reranker.forget(**what)
+
+    def test_feedback_for_a_ranking_that_was_erased_is_refused(self, reranker):
+        ranking = reranker.rerank(QUESTION, TEXTS, ids=IDS)
+        reranker.forget(document_ids=["hours"])
+        with pytest.raises(UnknownRankingError, match="erased"):
+            reranker.feedback(ranking, helpful=["cards"])
+        with pytest.raises(UnknownRankingError):
+            reranker.feedback(ranking.ranking_id, helpful=["cards"])
+
+    def test_events_beyond_the_retention_go_by_themselves(self):
+        clock = FakeClock()
+        keep = StoreSettings(retention_seconds=1000.0, flush_interval_seconds=60.0)
+        with Reranker(HashingEncoder(), store="memory://", clock=clock, store_settings=keep) as reranker:
+            old = reranker.rerank(QUESTION, TEXTS, ids=IDS)
+            reranker.flush()
+            clock.advance(2000)
+            new = reranker.rerank(QUESTION, TEXTS, ids=IDS)
+            reranker.flush()
+            for thread in threading.enumerate():
+                if thread.name == "neuralcache-tidy":
+                    thread.join()
+            assert reranker.store.ranking(old.ranking_id) is None
+            assert reranker.store.ranking(new.ranking_id) is not None
 
     def test_pending_rankings_are_forgotten_too(self, reranker):
         ranking = reranker.rerank(QUESTION, TEXTS, ids=IDS, session="s")

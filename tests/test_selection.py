@@ -59,7 +59,9 @@ def test_propensities_are_the_frequencies_with_which_documents_get_a_rank():
 
 
 def test_without_exploration_the_order_stands():
-    picked, propensities = selection.explore(np.array([2, 0, 1]), count=3, probability=0.0, rng=np.random.default_rng(0))
+    picked, propensities = selection.explore(
+        np.array([2, 0, 1]), count=3, probability=0.0, rng=np.random.default_rng(0)
+    )
 
     assert picked.tolist() == [2, 0, 1]
     assert propensities.tolist() == [1.0, 1.0, 1.0]

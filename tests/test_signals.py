@@ -50,7 +50,7 @@ def test_a_narrative_takes_small_steps_and_keeps_its_length():
 
 
 def slow_association(groups, share, cold, mean, deviation):
-    """The docstring's formula, candidate by candidate."""
+    """Follow the docstring's formula, candidate by candidate."""
     top = max([signals.NEAR, *((s - mean) / deviation for _, rows in groups for s, _ in rows)])
     columns = []
     for h in signals.BANDWIDTHS:
@@ -77,7 +77,8 @@ def test_fast_association_equals_the_formula_in_its_docstring(n, seed):
     cold = rng.dirichlet(np.ones(n))
     chosen = sorted(rng.choice(n, size=int(rng.integers(1, n + 1)), replace=False).tolist())
     groups = [
-        (c, [(float(rng.uniform(-0.2, 1)), float(rng.random())) for _ in range(int(rng.integers(1, 5)))]) for c in chosen
+        (c, [(float(rng.uniform(-0.2, 1)), float(rng.random())) for _ in range(int(rng.integers(1, 5)))])
+        for c in chosen
     ]
     share = rng.random(len(groups)) * 0.3
     rows = [row for _, many in groups for row in many]

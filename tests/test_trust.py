@@ -28,6 +28,10 @@ def stream(trust, rng, events, *, reward, hint):
     return highest
 
 
+def any_one(rng, right):
+    return int(rng.integers(SHOWN))
+
+
 def wrong_one(rng, right):
     return int(rng.choice([i for i in range(SHOWN) if i != right]))
 
@@ -60,7 +64,7 @@ def test_a_memory_that_is_right_earns_trust_within_ten_tests():
 def test_random_feedback_never_earns_trust(seed):
     rng = np.random.default_rng(seed)
 
-    highest = stream(Trust(), rng, 3000, reward=lambda r, _: int(r.integers(SHOWN)), hint=lambda r, _: int(r.integers(SHOWN)))
+    highest = stream(Trust(), rng, 3000, reward=any_one, hint=any_one)
 
     assert highest < 0.5
 
@@ -95,7 +99,7 @@ def test_weights_never_turn_negative():
     trust = Trust()
     rng = np.random.default_rng(3)
 
-    stream(trust, rng, 500, reward=lambda r, _: int(r.integers(SHOWN)), hint=lambda r, _: int(r.integers(SHOWN)))
+    stream(trust, rng, 500, reward=any_one, hint=any_one)
 
     assert (trust.weights >= 0).all()
     assert set(trust.named_weights()) == set(FEATURES)

@@ -32,15 +32,22 @@ def test_another_width_names_both_widths():
 
 
 def test_rows_that_cannot_be_used_become_zeros_and_are_named():
-    rows, unusable = unit_rows([[3.0, 4.0], None, [np.nan, 1.0], [1.0, 2.0, 3.0], [0.0, 0.0], [0.0, 5.0]], count=6, width=2)
+    rows, unusable = unit_rows(
+        [[3.0, 4.0], None, [np.nan, 1.0], [1.0, 2.0, 3.0], [0.0, 0.0], [0.0, 5.0]], count=6, width=2
+    )
 
     assert unusable == [1, 2, 3, 4]
     assert rows[[1, 2, 3, 4]].tolist() == [[0.0, 0.0]] * 4
     assert rows[[0, 5]] == pytest.approx(np.array([[0.6, 0.8], [0.0, 1.0]]))
 
 
-@given(arrays(np.float64, array_shapes(min_dims=2, max_dims=2, max_side=8),
-              elements=st.floats(allow_nan=True, allow_infinity=True, width=32)))
+@given(
+    arrays(
+        np.float64,
+        array_shapes(min_dims=2, max_dims=2, max_side=8),
+        elements=st.floats(allow_nan=True, allow_infinity=True, width=32),
+    )
+)
 def test_whatever_comes_in_rows_are_finite_and_of_length_one_or_zero(values):
     rows, unusable = unit_rows(values, count=len(values), width=values.shape[1])
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from neuralcache_plugins.contracts import Positions, Vector
+from neuralcache_plugins.contracts import Array, Positions, Vector
 from neuralcache_plugins.core.fusion import standardize
 
 CONFIDENT_MASS = 0.99
@@ -14,7 +14,7 @@ SHARPNESS = 1.75
 """As for the cold order: how decided probabilities are made of standardised scores."""
 
 
-def contenders(log_probabilities: Vector, *, budget: int) -> Positions:
+def contenders(log_probabilities: Array, *, budget: int) -> Positions:
     """Return the fewest best candidates that together hold ``CONFIDENT_MASS``, at most ``budget``, best first.
 
     One sure winner returns one candidate: then nothing is left for the scorer to decide. O(n log n).
@@ -25,7 +25,7 @@ def contenders(log_probabilities: Vector, *, budget: int) -> Positions:
     return order[: min(enough, budget)].astype(np.int64, copy=False)
 
 
-def rescore(log_probabilities: Vector, head: Positions, scores: Vector, *, weight: float) -> Vector:
+def rescore(log_probabilities: Array, head: Positions, scores: Vector, *, weight: float) -> Array:
     """Return log-probabilities in which ``head`` (m,) has shared out its mass anew by the scorer's ``scores`` (m,).
 
     The mass of the head stays what it was, so a contender that the scorer rejects can fall behind the tail. O(n).

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 
-from neuralcache_plugins.contracts import Matrix, Positions, Vector
+from neuralcache_plugins.contracts import Array, Matrix, Positions, Vector
 
 
-def best(worth: Vector, count: int) -> Positions:
+def best(worth: Array, count: int) -> Positions:
     """Return the positions of the ``count`` greatest values, best first; ties go to the earlier. O(n log n)."""
     return np.argsort(-worth, kind="stable")[:count].astype(np.int64, copy=False)
 
 
-def best_and_diverse(worth: Vector, rows: Matrix, *, count: int, diversity: float) -> Positions:
+def best_and_diverse(worth: Array, rows: Matrix, *, count: int, diversity: float) -> Positions:
     """Pick ``count`` candidates one by one, each worthy and unlike those already picked.
 
     Maximal marginal relevance (Carbonell & Goldstein, SIGIR 1998, eq. 1): the next pick maximises

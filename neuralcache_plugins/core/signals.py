@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from neuralcache_plugins.contracts import Matrix, Vector
+from neuralcache_plugins.contracts import Array, Vector
 
 NEAR = 2.5
 """A remembered question starts to count this many standard deviations above an ordinary pair of questions."""
@@ -24,8 +24,6 @@ SHARE_EXPONENT = 0.75
 POPULARITY_DISCOUNT = 2.0
 EXPOSURE_PATIENCE = 10.0
 _WIDTHS = np.array(BANDWIDTHS, dtype=np.float32)[:, None]
-
-Array = npt.NDArray[np.float64]
 
 
 def decayed(value: Array, at: Array, now: float, *, half_life_seconds: float) -> Array:
@@ -47,7 +45,7 @@ def moved_towards(narrative: Vector | None, vector: Vector, *, rate: float) -> V
     """Return the unit moving average after one more step: a small one, so that one vote cannot take it over."""
     if narrative is None:
         return vector
-    step = (1.0 - rate) * narrative + rate * vector
+    step: Vector = np.float32(1.0 - rate) * narrative + np.float32(rate) * vector
     length = float(np.sqrt(step.dot(step)))
     return step / np.float32(length) if length > 0 else narrative
 
@@ -71,9 +69,9 @@ def association(
     ``remembered[j]`` questions and has ``share[j]`` of all rewards. ``cold`` (n,) are probabilities.
 
     A Nadaraya-Watson vote with a fallback: similarities in units of their own spread (so one default serves every
-    encoder), x = (s - mean) / deviation; V = sum of weight * (exp((x - x*) / h) - exp((FAR - x*) / h))+, divided by (1 + questions)^0.75, less
-    twice what the document's overall share of rewards would explain (popularity is not evidence), and the cold
-    probabilities weighing as much as one question at x = ``NEAR``. O(m + n).
+    encoder), x = (s - mean) / deviation; V = sum of weight * (exp((x - x*) / h) - exp((FAR - x*) / h))+, divided by
+    (1 + questions)^0.75, less twice what the document's overall share of rewards would explain (popularity is not
+    evidence), and the cold probabilities weighing as much as one question at x = ``NEAR``. O(m + n).
     """
     standard = (similarity - np.float32(mean)) / np.float32(deviation)
     top = max(NEAR, float(standard.max()))
@@ -110,8 +108,3 @@ def rejection(
     mass = weight * np.exp(np.minimum(standard, np.float32(4.0)) * np.float32(2.0))
     against: Array = -np.log1p(np.add.reduceat(mass, starts) * (1.0 + remembered) ** -SHARE_EXPONENT)
     return against
-
-
-def as_matrix(rows: list[Vector], width: int) -> Matrix:
-    """Return the rows as one (n, width) array."""
-    return np.array(rows, dtype=np.float32) if rows else np.zeros((0, width), dtype=np.float32)

@@ -16,9 +16,8 @@ import math
 from dataclasses import dataclass, field
 
 import numpy as np
-import numpy.typing as npt
 
-Array = npt.NDArray[np.float64]
+from neuralcache_plugins.contracts import Array
 
 FEATURES = ("cold", "near", "middle", "wide", "rejection", "pheromone", "narrative")
 START = np.array([0.1, 0.3, 0.3, 0.3, 0.3, 0.0, 0.0])

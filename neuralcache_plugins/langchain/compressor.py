@@ -151,10 +151,7 @@ class NeuralCacheCompressor(BaseDocumentCompressor):
         return chosen
 
     def rank(self, documents: Sequence[Document], query: str, callbacks: Callbacks | None = None) -> Ranking:
-        """Return the ranking itself: positions into ``documents``, scores, signals, ``explain()``.
-
-        ``score_threshold`` is not applied.
-        """
+        """Return the ranking itself: positions into ``documents``, scores, signals, ``explain()``."""
         return self.reranker.rerank(query, **self._request(documents, CallOptions.current(callbacks)))
 
     async def arank(self, documents: Sequence[Document], query: str, callbacks: Callbacks | None = None) -> Ranking:
@@ -220,6 +217,7 @@ class NeuralCacheCompressor(BaseDocumentCompressor):
             "top_n": call.top_n if call.top_n is not None else self.top_n,
             "vectors": document_vectors(documents) if self.use_document_vectors else None,
             "prior_scores": prior_scores(documents, self._prior_keys()),
+            "min_score": self.score_threshold,
             "session": call.session,
             "namespace": call.namespace or self.namespace,
         }
@@ -229,11 +227,10 @@ class NeuralCacheCompressor(BaseDocumentCompressor):
 
     def _chosen(self, documents: Sequence[Document], ranking: Ranking) -> list[Document]:
         """Return copies of the chosen documents alone: copying all candidates would cost more than ranking them."""
-        least = self.score_threshold
         order = zip(ranking.positions.tolist(), ranking.ids, ranking.scores, strict=True)
         return [
             chosen_copy(documents[position], resolved_id, self._additions(documents[position], score, ranking))
-            for position, resolved_id, score in order if least is None or score >= least
+            for position, resolved_id, score in order
         ]
 
     def _additions(self, document: Document, score: float, ranking: Ranking) -> dict[str, Any]:

@@ -121,10 +121,7 @@ class NeuralCachePostprocessor(BaseNodePostprocessor):
         return live.reranker()
 
     def rank(self, nodes: Sequence[NodeWithScore], query: str | QueryBundle) -> Ranking:
-        """Rank nodes and return the core's result, with ``explain()`` and positions into ``nodes``.
-
-        ``score_threshold`` is not applied.
-        """
+        """Rank nodes and return the core's result, with ``explain()`` and positions into ``nodes``."""
         return self.reranker.rerank(**self._question(nodes, query))
 
     async def arank(self, nodes: Sequence[NodeWithScore], query: str | QueryBundle) -> Ranking:
@@ -196,7 +193,7 @@ class NeuralCachePostprocessor(BaseNodePostprocessor):
         if not nodes:
             return []
         with self._announced(nodes, query_bundle) as answer:
-            answer.take(self.rank(nodes, query_bundle), self.score_threshold)
+            answer.take(self.rank(nodes, query_bundle))
         return answer.nodes
 
     # the framework gives spans to implementations of abstract methods only; without one of its own the events below
@@ -210,7 +207,7 @@ class NeuralCachePostprocessor(BaseNodePostprocessor):
         if not nodes:
             return []
         with self._announced(nodes, query_bundle) as answer:
-            answer.take(await self.arank(nodes, query_bundle), self.score_threshold)
+            answer.take(await self.arank(nodes, query_bundle))
         return answer.nodes
 
     @contextmanager
@@ -243,6 +240,7 @@ class NeuralCachePostprocessor(BaseNodePostprocessor):
             "ids": [item.node.node_id or None for item in nodes],
             "prior_scores": [item.score for item in nodes],
             "top_n": self.top_n,
+            "min_score": self.score_threshold,
             "session": self.session,
             "namespace": self.namespace,
         }
@@ -411,13 +409,12 @@ class _Answer:
         self.nodes: list[NodeWithScore] = []
         self.tags: dict[str, Any] = {}
 
-    def take(self, ranking: Ranking, threshold: float | None) -> None:
+    def take(self, ranking: Ranking) -> None:
         """Make new scored nodes around the caller's nodes, which stay untouched."""
         self.tags["ranking_id"] = ranking.ranking_id
         self.nodes = [
             NodeWithScore(node=self._given[position].node, score=score)
             for position, score in zip(ranking.positions.tolist(), ranking.scores, strict=True)
-            if threshold is None or score >= threshold
         ]
 
 

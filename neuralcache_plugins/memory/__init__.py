@@ -79,6 +79,11 @@ class Memory:
             self._sign = None
             self._position = -1
 
+    def restart_after_fork(self) -> None:
+        """Begin anew in a forked child: a lock may have been held, and events may be the parent's to fold."""
+        self.lock = threading.RLock()
+        self.reset()
+
     def snapshots_due(self) -> bool:
         """Return whether some namespace has moved far enough since its last snapshot."""
         with self.lock:

@@ -9,10 +9,9 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from neuralcache_plugins.contracts import Matrix, Vector
+from neuralcache_plugins.contracts import Array, Matrix, Vector
 
 FIRST_CAPACITY = 4
-Counts = npt.NDArray[np.float64]
 Offsets = npt.NDArray[np.int64]
 
 
@@ -23,7 +22,7 @@ class Near(NamedTuple):
     weight: Vector
     starts: Offsets
     columns: Offsets
-    remembered: Counts
+    remembered: Array
 
 
 class Questions:

@@ -16,7 +16,7 @@ import numpy as np
 
 from neuralcache_plugins.contracts import Vector
 from neuralcache_plugins.memory.questions import Questions
-from neuralcache_plugins.memory.state import Learner, LearnedState, Waiting
+from neuralcache_plugins.memory.state import LearnedState, Learner, Waiting
 from neuralcache_plugins.settings import RerankSettings
 
 FORMAT = 1

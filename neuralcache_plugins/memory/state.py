@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
-from neuralcache_plugins.contracts import FeedbackGiven, RankingServed, Recorded, Vector
+from neuralcache_plugins.contracts import Array, FeedbackGiven, RankingServed, Recorded, Vector
 from neuralcache_plugins.core import signals
 from neuralcache_plugins.core.trust import FEATURES, Trust
 from neuralcache_plugins.memory.questions import Near, Questions
 from neuralcache_plugins.settings import RerankSettings
-
-Array = npt.NDArray[np.float64]
 
 PATIENCE = 64
 """A ranking counts as unanswered when this many later ones have been served without feedback for it."""
@@ -67,7 +65,7 @@ class Spread:
     @property
     def deviation(self) -> float:
         """Return the standard deviation, never less than a cosine step that vectors can resolve."""
-        return max(0.02, float(self.variance) ** 0.5)
+        return max(0.02, math.sqrt(self.variance))
 
     def observe(self, question: Vector) -> None:
         """Compare one more question with the most recent ones."""
@@ -153,7 +151,8 @@ class LearnedState:
         return learner.narrative if session is None else learner.sessions.get(session)
 
     def features(
-        self, learner: Learner, question: Vector, slots: Sequence[int], *, cold: Array, pheromone: Vector, narrative: Array
+        self, learner: Learner, question: Vector, slots: Sequence[int], *,
+        cold: Array, pheromone: Vector, narrative: Array,
     ) -> tuple[Array, Near | None]:
         """Return the features (n, f) named in ``core.trust.FEATURES``, and what the association was made of.
 

@@ -6,9 +6,10 @@ import math
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any
 
-from neuralcache_plugins.contracts import RankingServed
+from neuralcache_plugins.contracts import RankingServed, Rewards
 from neuralcache_plugins.errors import InvalidInputError, UnknownDocumentError
 
 TRACE_KEYS = ("run_id", "parent_run_id", "trace_id", "span_id")
@@ -24,7 +25,8 @@ class Request:
     top_n: int
     query_vector: Any
     vectors: Any
-    prior_scores: Sequence[float | None] | None
+    prior_scores: Sequence[float] | None
+    min_score: float | None
     session: str | None
     namespace: str
     trace: Mapping[str, str]
@@ -44,6 +46,7 @@ def request(
     query_vector: Any,
     vectors: Any,
     prior_scores: Sequence[float | None] | None,
+    min_score: float | None,
     session: str | None,
     namespace: str,
     trace: Mapping[str, str] | None,
@@ -56,7 +59,7 @@ def request(
         if values is not None and len(values) != len(texts):
             raise InvalidInputError(f"{name} must have one entry per text: got {len(values)} for {len(texts)} texts")
     if ids is not None and not set(map(type, ids)) <= {str, type(None)}:
-        raise InvalidInputError("ids must be str or None")
+        ids = _ids(ids)
     if trace is not None and not set(trace) <= set(TRACE_KEYS):
         raise InvalidInputError(f"trace may have the keys {', '.join(TRACE_KEYS)}, got {', '.join(map(str, trace))}")
     return Request(
@@ -67,6 +70,7 @@ def request(
         query_vector=query_vector,
         vectors=vectors,
         prior_scores=None if prior_scores is None else _prior_scores(prior_scores),
+        min_score=_min_score(min_score),
         session=_name("session", session, optional=True),
         namespace=_name("namespace", namespace) or "",
         trace=trace or {},
@@ -83,12 +87,12 @@ def rewards(
     *,
     helpful: Iterable[str | int] | str | int,
     unhelpful: Iterable[str | int] | str | int,
-    rewards: Mapping[Any, float] | None,
+    rewards: Rewards | None,
 ) -> tuple[tuple[str, float], ...]:
     """Return (document id, reward) pairs for documents that this ranking showed; raise a clear error for any other."""
-    named = [(name, 1.0) for name in _listed(helpful)]
+    named: list[tuple[Any, Any]] = [(name, 1.0) for name in _listed(helpful)]
     named += [(name, -1.0) for name in _listed(unhelpful)]
-    named += list((rewards or {}).items())
+    named += list(rewards.items() if isinstance(rewards, Mapping) else rewards or ())
     if not named:
         raise InvalidInputError("feedback needs at least one document in helpful, unhelpful or rewards")
     resolved: dict[str, float] = {}
@@ -111,7 +115,7 @@ def _texts(texts: Sequence[str]) -> Sequence[str]:
     return texts
 
 
-def _top_n(top_n: int | None, count: int) -> int:
+def _top_n(top_n: Any, count: int) -> int:
     if top_n is None:
         return count
     if isinstance(top_n, bool) or not isinstance(top_n, int) or top_n < 1:
@@ -128,7 +132,22 @@ def _prior_scores(scores: Sequence[float | None]) -> list[float] | None:
     return None if all(math.isnan(value) for value in values) else values
 
 
-def _name(kind: str, value: str | None, *, optional: bool = False) -> str | None:
+def _ids(ids: Sequence[Any]) -> list[str | None]:
+    for position, one in enumerate(ids):
+        if one is not None and not isinstance(one, str):
+            raise InvalidInputError(f"ids[{position}] must be a str or None, got {type(one).__name__}")
+    return [None if one is None else str(one) for one in ids]
+
+
+def _min_score(least: Any) -> float | None:
+    if least is None:
+        return None
+    if isinstance(least, bool) or not isinstance(least, Real) or math.isnan(least):
+        raise InvalidInputError(f"min_score must be a number or None, got {least!r}")
+    return float(least)
+
+
+def _name(kind: str, value: Any, *, optional: bool = False) -> str | None:
     if value is None and optional:
         return None
     if not isinstance(value, str) or not value.strip():
@@ -136,22 +155,22 @@ def _name(kind: str, value: str | None, *, optional: bool = False) -> str | None
     return value
 
 
-def _listed(names: Iterable[str | int] | str | int) -> list[str | int]:
-    if isinstance(names, (str, int)):
+def _listed(names: Any) -> list[Any]:
+    if isinstance(names, (str, int, Integral)):
         return [names]
     return list(names)
 
 
 def _shown(ranking: RankingServed, name: Any) -> str:
-    if isinstance(name, str) and name in ranking.document_ids:
-        return name
-    if isinstance(name, int) and not isinstance(name, bool) and name in ranking.positions:
-        return ranking.document_ids[ranking.positions.index(name)]
-    if not isinstance(name, (str, int)) or isinstance(name, bool):
+    if isinstance(name, bool) or not isinstance(name, (str, Integral)):
         raise InvalidInputError(
             f"documents are named by id (str) or by position in the list that was ranked (int), got {name!r}"
         )
-    kind = "position" if isinstance(name, int) else "document"
+    if isinstance(name, str) and name in ranking.document_ids:
+        return name
+    if isinstance(name, Integral) and name in ranking.positions:
+        return ranking.document_ids[ranking.positions.index(int(name))]
+    kind = "document" if isinstance(name, str) else "position"
     shown = ", ".join(ranking.document_ids[:10]) + (", ..." if len(ranking.document_ids) > 10 else "")
     raise UnknownDocumentError(f"{kind} {name!r} was not shown in ranking {ranking.ranking_id}; shown were: {shown}")
 

@@ -41,7 +41,7 @@ class CachedScorer:
     def _ask(self, query: str, texts: list[str]) -> list[float] | None:
         try:
             scores = [float(score) for score in self._scorer(query, texts)]
-        except Exception:  # noqa: BLE001  # a scorer is foreign code: whatever it raises must not end a retrieval
+        except Exception:  # foreign code: whatever it raises must not end a retrieval
             logger.exception("the scorer failed; the ranking goes on without it")
             return None
         if len(scores) != len(texts) or not np.isfinite(scores).all():

@@ -7,15 +7,12 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
-from neuralcache_plugins.contracts import Matrix, Positions, Vector
+from neuralcache_plugins.contracts import Array, Matrix, Positions, Vector
 from neuralcache_plugins.core import fusion, selection
 from neuralcache_plugins.core.trust import log_softmax
 from neuralcache_plugins.memory import LearnedState
 from neuralcache_plugins.settings import RerankSettings
-
-Array = npt.NDArray[np.float64]
 
 
 class Vectors(NamedTuple):
@@ -59,7 +56,12 @@ def cold_evidence(
     The narrative of a session is context of the question, so it belongs to the cold order; the namespace's is not.
     """
     silent = np.zeros(count, dtype=np.float32)
-    signals = {"prior": fusion.prior_signal(prior_scores, count), "dense": silent, "lexical": silent, "narrative": silent}
+    signals = {
+        "prior": fusion.prior_signal(prior_scores, count),
+        "dense": silent,
+        "lexical": silent,
+        "narrative": silent,
+    }
     dense: Vector | None = None
     if lexical is not None:
         signals["lexical"] = lexical
@@ -110,29 +112,38 @@ def learned_evidence(
     )
     if near is not None:
         signals["association"] = (np.exp(features[:, 2]) - np.exp(cold)).astype(np.float32)
-    return Evidence(cold, learner.trust.order(features, cold, nearness=learner.nearness(near)), learner.trust.value, signals)
+    return Evidence(
+        cold, learner.trust.order(features, cold, nearness=learner.nearness(near)), learner.trust.value, signals
+    )
 
 
 def choose(
     evidence: Evidence,
     *,
     count: int,
+    least: float | None,
     rows: Matrix | None,
     settings: RerankSettings,
     rng: np.random.Generator,
 ) -> Chosen:
-    """Return the ``count`` documents to show: the best, or a diverse or explored choice where the settings ask."""
+    """Return the ``count`` documents to show: the best, or a diverse or explored choice where the settings ask.
+
+    Those that score less than ``least`` are not shown.
+    """
     scores = _scores(evidence.final)
-    propensities = (1.0,) * count
+    propensities = [1.0] * count
     if settings.exploration > 0:
         order = selection.best(scores, len(scores))
         positions, chances = selection.explore(order, count=count, probability=settings.exploration, rng=rng)
-        propensities = tuple(chances.tolist())
+        propensities = chances.tolist()
     elif settings.diversity > 0 and rows is not None:
         positions = selection.best_and_diverse(scores, rows, count=count, diversity=settings.diversity)
     else:
         positions = selection.best(scores, count)
-    return Chosen(positions, tuple(np.minimum.accumulate(scores[positions]).tolist()), propensities)
+    shown = np.minimum.accumulate(scores[positions]).tolist()
+    if least is not None:
+        shown = [score for score in shown if score >= least]
+    return Chosen(positions[: len(shown)], tuple(shown), tuple(propensities[: len(shown)]))
 
 
 def _scores(log_probabilities: Array) -> Array:

@@ -1,0 +1,145 @@
+"""The way of feedback: find the ranking that it is about, check it, make it durable."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Mapping
+from datetime import datetime, timedelta
+from typing import Any
+
+from neuralcache_plugins.contracts import Erasure, FeedbackGiven, Ranking, RankingServed, TelemetryStore
+from neuralcache_plugins.errors import InvalidInputError, UnknownRankingError
+from neuralcache_plugins.reranker import border
+from neuralcache_plugins.reranker.shown import RankingIds, ShownVectors
+from neuralcache_plugins.telemetry import Recorder
+
+REMEMBERED_ERASURES = 256
+
+
+class FeedbackStage:
+    """Turns what a caller says about a ranking into one durable event."""
+
+    def __init__(
+        self,
+        store: TelemetryStore,
+        recorder: Recorder,
+        *,
+        ids: RankingIds,
+        shown: ShownVectors,
+        key: Callable[[str], str],
+    ) -> None:
+        self._store = store
+        self._recorder = recorder
+        self._ids = ids
+        self._shown = shown
+        self._key = key
+        self._erased: deque[Erasure] = deque(maxlen=REMEMBERED_ERASURES)
+
+    def tell(
+        self,
+        served: RankingServed,
+        *,
+        helpful: Any,
+        unhelpful: Any,
+        rewards: Any,
+        source: Any,
+        feedback_id: Any,
+        now: float,
+    ) -> str:
+        """Store the feedback and return its id; ``StoreError`` when it could not be stored."""
+        for name, value in (("source", source), ("feedback_id", "new" if feedback_id is None else feedback_id)):
+            if not isinstance(value, str) or not value.strip():
+                raise InvalidInputError(f"{name} must be a non-empty str, got {value!r}")
+        given = border.rewards(served, helpful=helpful, unhelpful=unhelpful, rewards=rewards)
+        event = FeedbackGiven(
+            feedback_id=feedback_id or self._ids.new(now),
+            ranking_id=served.ranking_id,
+            namespace=served.namespace,
+            at=now,
+            source=source,
+            rewards=given,
+            ranking=served,
+            document_vector=self._shown.helpful(served, given),
+        )
+        self._recorder.told(event)
+        return event.feedback_id
+
+    def find(self, ranking: Any, query: Any, namespace: str, *, explicit: bool) -> RankingServed:
+        """Return the ranking that is meant; ``explicit`` tells whether the caller named the namespace."""
+        if (ranking is None) == (query is None):
+            raise InvalidInputError("feedback needs a ranking (or its id), or the query that was asked; one of them")
+        if isinstance(ranking, Ranking):
+            return self._in_hand(ranking, namespace if explicit else ranking.namespace)
+        if isinstance(ranking, str):
+            found = self._recorder.recent(ranking, namespace) or self._store.ranking(ranking, namespace=namespace)
+            if found is None:
+                raise UnknownRankingError(f"no ranking {ranking!r} in namespace {namespace!r} of {self._store.url}")
+            return found
+        if not isinstance(query, str):
+            what = type(query if ranking is None else ranking).__name__
+            raise InvalidInputError(f"ranking must be a Ranking or its id, and query a str; got {what}")
+        key = self._key(border.canonical(query))
+        found = self._recorder.latest_pending(key, namespace) or self._store.latest_ranking(key, namespace=namespace)
+        if found is None:
+            raise UnknownRankingError(f"no ranking of this question in namespace {namespace!r} of {self._store.url}")
+        return found
+
+    def forget(self, what: Erasure) -> None:
+        """Drop what waits or is remembered of it, and refuse feedback for it from now on."""
+        self._erased.append(what)
+        self._recorder.discard(what)
+        self._shown.forget()
+
+    def _in_hand(self, ranking: Ranking, namespace: str) -> RankingServed:
+        if ranking.served is None:
+            raise UnknownRankingError("an empty ranking showed nothing, so nothing can have helped")
+        if ranking.namespace != namespace:
+            raise UnknownRankingError(
+                f"ranking {ranking.ranking_id} is of namespace {ranking.namespace!r}, not {namespace!r}"
+            )
+        if any(_concerns(what, ranking.served) for what in self._erased):
+            raise UnknownRankingError(f"ranking {ranking.ranking_id} has been erased")
+        return ranking.served
+
+
+def erasure(
+    *,
+    namespace: str | None,
+    document_ids: Any,
+    session: str | None,
+    older_than: float | timedelta | datetime | None,
+    default_namespace: str,
+    now: float,
+) -> Erasure:
+    """Return what ``Reranker.forget`` was asked to erase; ``InvalidInputError`` when it was asked nothing."""
+    if namespace is None and document_ids is None and session is None and older_than is None:
+        raise InvalidInputError("forget needs namespace, document_ids, session or older_than")
+    if isinstance(document_ids, str):
+        document_ids = [document_ids]
+    return Erasure(
+        namespace=default_namespace if namespace is None else namespace,
+        document_ids=None if document_ids is None else tuple(document_ids),
+        session=session,
+        older_than=None if older_than is None else _moment(older_than, now=now),
+    )
+
+
+def _moment(older_than: float | timedelta | datetime, *, now: float) -> float:
+    if isinstance(older_than, datetime):
+        if older_than.tzinfo is None:
+            raise InvalidInputError("older_than must be an aware datetime, got one without a time zone")
+        return older_than.timestamp()
+    age = older_than.total_seconds() if isinstance(older_than, timedelta) else float(older_than)
+    if not age >= 0:
+        raise InvalidInputError(f"older_than must not be negative, got {older_than!r}")
+    return now - age
+
+
+def _concerns(what: Erasure, ranking: RankingServed) -> bool:
+    fields: Mapping[str, bool] = {
+        "namespace": what.namespace in (None, ranking.namespace),
+        "session": what.session in (None, ranking.session),
+        "age": what.older_than is None or ranking.at < what.older_than,
+        "documents": what.document_ids is None or not set(what.document_ids).isdisjoint(ranking.document_ids),
+    }
+    return all(fields.values())

@@ -1,0 +1,62 @@
+"""What was shown lately: new ranking ids, and the vectors that feedback will ask for."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from itertools import count
+
+import numpy as np
+
+from neuralcache_plugins.contracts import Matrix, RankingServed, Vector
+
+CAPACITY = 512
+RANKS = 10
+
+
+class RankingIds:
+    """UUIDs of version 7 (RFC 9562): they sort by time, then by order within this process."""
+
+    def __init__(self) -> None:
+        self._tick = count()
+
+    def new(self, now: float) -> str:
+        """Return a new id for a ranking of the moment ``now``, in seconds since the epoch."""
+        stamp = f"{max(0, int(now * 1000)) & 0xFFFF_FFFF_FFFF:012x}"
+        tail = os.urandom(8).hex()
+        variant = "89ab"[int(tail[0], 16) & 3]
+        return f"{stamp[:8]}-{stamp[8:]}-7{next(self._tick) & 0xFFF:03x}-{variant}{tail[1:4]}-{tail[4:]}"
+
+
+class ShownVectors:
+    """The vectors of the top documents of recent rankings, so that feedback can tell what helped."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._rows: OrderedDict[str, Matrix] = OrderedDict()
+
+    def keep(self, ranking_id: str, rows: Matrix) -> None:
+        """Remember the rows (k, d) of a ranking."""
+        with self._lock:
+            self._rows[ranking_id] = rows
+            if len(self._rows) > CAPACITY:
+                self._rows.popitem(last=False)
+
+    def helpful(self, served: RankingServed, given: Sequence[tuple[str, float]]) -> Vector | None:
+        """Return the unit mean of the vectors that helped, weighted by reward; None where they are not known."""
+        with self._lock:
+            rows = self._rows.get(served.ranking_id)
+        if rows is None:
+            return None
+        rewards = dict(given)
+        weights = [max(0.0, rewards.get(name, 0.0)) for name in served.document_ids[: len(rows)]]
+        mean: Vector = np.array(weights, dtype=np.float32) @ rows
+        length = float(np.sqrt(mean.dot(mean)))
+        return mean / np.float32(length) if length > 0 else None
+
+    def forget(self) -> None:
+        """Drop everything."""
+        with self._lock:
+            self._rows.clear()
