@@ -273,9 +273,11 @@ class _Writer:
 
     def write_feedback(self, event: FeedbackGiven) -> Recorded:
         with self._turn:
-            # many rankings go first, in transactions of their own: the one with the feedback stays small
-            self._write_rankings(leave=_BATCH)
-            rankings = list(map(storable_ranking, self._buffer.pending()))
+            rankings: list[RankingServed] = []
+            if len(self._buffer):
+                # many rankings go first, in transactions of their own: the one with the feedback stays small
+                self._write_rankings(leave=_BATCH)
+                rankings = list(map(storable_ranking, self._buffer.pending()))
             feedback = storable_feedback(event, self._known(event, rankings))
             try:
                 return self._append([*rankings, feedback])[-1]
@@ -341,9 +343,12 @@ class _Writer:
             raise
         self._failing = False
         self.written += len(events)
-        self._buffer.settle([event for event in events if isinstance(event, RankingServed)])
         recorded = [Recorded(position, event) for position, event in zip(appended.positions, events, strict=True)]
-        self._announce(sorted(recorded, key=lambda entry: entry.position), appended)
+        if len(events) > 1 or isinstance(events[0], RankingServed):
+            self._buffer.settle([event for event in events if isinstance(event, RankingServed)])
+            self._announce(sorted(recorded, key=lambda entry: entry.position), appended)
+        else:
+            self._announce(recorded, appended)
         return recorded
 
     def _announce(self, recorded: Sequence[Recorded], appended: Appended) -> None:

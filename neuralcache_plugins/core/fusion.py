@@ -77,9 +77,10 @@ def cold_log_probabilities(worth: Vector, sharpness: float = 1.75) -> Vector:
     """Return ln(softmax(sharpness * z(worth)) + 1e-4), shape (n,): the cold order as chances, none of them hopeless."""
     if not worth.size:
         return np.zeros(0, dtype=np.float32)
-    logits = sharpness * _z(worth.astype(np.float64))
-    p = np.exp(logits - logits.max())
-    chances: _Floats = p / p.sum()
+    logits = sharpness * _small_z(worth.astype(np.float64))
+    logits -= np.maximum.reduce(logits)
+    p = np.exp(logits)
+    chances: _Floats = p / np.add.reduce(p)
     return np.log(chances + _FLOOR).astype(np.float32, copy=False)
 
 
@@ -97,15 +98,28 @@ def _z(values: _Floats) -> _Floats:
     return centred
 
 
+def _small_z(values: _Floats) -> _Floats:
+    """Return z-scores of finite values of ordinary size, as cosines and worths are, shape (n,)."""
+    centred: _Floats = values - np.add.reduce(values) / values.size
+    spread = math.sqrt(float(centred @ centred) / values.size)
+    if spread <= _ROUNDING * max(1.0, abs(float(values[0]))):
+        return np.zeros(values.size)
+    centred /= spread
+    return centred
+
+
 def _known_z(signal: Vector) -> _Floats:
     """Return z-scores over the finite values and 0 for the others, shape (n,)."""
+    values = signal.astype(np.float64)
+    if math.isfinite(np.add.reduce(values)):
+        return _small_z(values)
     known = np.isfinite(signal)
-    if known.all():
-        return _z(signal.astype(np.float64))
     z = np.zeros(signal.size)
     z[known] = _z(signal[known].astype(np.float64))
     return z
 
 
-def _known(signal: Vector) -> _Floats:
+def _known(signal: Vector) -> Vector | _Floats:
+    if math.isfinite(np.add.reduce(signal)):
+        return signal
     return np.where(np.isfinite(signal), signal, 0.0)

@@ -26,8 +26,8 @@ _Ids: TypeAlias = npt.NDArray[np.uint32]
 # every one of these sits in a wide plateau on the sets of benchmarks/cold_start.py
 _SATURATION = 1.2
 _LENGTH_WEIGHT = 0.75
-_PAIR_WEIGHT = 0.6
-_COVERAGE_WEIGHT = 0.3
+# of BM25, neighbouring pairs and coverage
+_WEIGHTS = np.array([[1.0], [0.6], [0.3]])
 _SHARPNESS = 2.0
 _HALF_TRUSTED_LENGTH = 30.0
 _MAX_QUERY_TOKENS = 512
@@ -110,12 +110,12 @@ def lexical_scores(query: TokenStatistics, documents: Sequence[TokenStatistics])
     present = counts > 0
     rarity = _rarity(present)
     # sums along the first axis round alike for every document, so equal texts keep exactly equal scores
-    bm25 = ((terms.counts * rarity)[:, None] * _saturated(counts, lengths)).sum(axis=0)
-    coverage = (rarity[:, None] * present).sum(axis=0)
-    pairs = _pair_scores(hits, terms, rarity, n)
-    total = _standardize(bm25) + _PAIR_WEIGHT * _standardize(pairs) + _COVERAGE_WEIGHT * _standardize(coverage)
-    z = _standardize(total)
-    return (_confidence(z, float(lengths.sum()) / n) * z).astype(np.float32)
+    parts = np.empty((len(_WEIGHTS), n))
+    np.add.reduce((terms.counts * rarity)[:, None] * _saturated(counts, lengths), axis=0, out=parts[0])
+    parts[1] = _pair_scores(hits, terms, rarity, n)
+    np.add.reduce(rarity[:, None] * present, axis=0, out=parts[2])
+    z = _standardize(np.add.reduce(_WEIGHTS * _standardize(parts), axis=0))
+    return (_confidence(z, float(np.add.reduce(lengths)) / n) * z).astype(np.float32)
 
 
 class _Terms(NamedTuple):
@@ -195,10 +195,12 @@ def _pair_scores(hits: _Hits, terms: _Terms, rarity: _Floats, n: int) -> _Floats
 
 
 def _standardize(values: _Floats) -> _Floats:
-    """Return z-scores of finite values of ordinary size, shape (n,); zeros when they are equal up to rounding."""
-    centred: _Floats = values - float(values.sum()) / values.size
-    spread = math.sqrt(float(centred @ centred) / values.size)
-    return centred / spread if spread > 1e-9 else np.zeros(values.size)
+    """Return z-scores along the last axis; zeros where the values are equal up to rounding."""
+    n = values.shape[-1]
+    centred: _Floats = values - np.add.reduce(values, axis=-1, keepdims=True) / n
+    spread = np.sqrt(np.add.reduce(centred * centred, axis=-1, keepdims=True) / n)
+    # equal values leave only rounding behind, which must not be blown up
+    return centred * (spread > 1e-9) / np.maximum(spread, 1e-9)
 
 
 def _confidence(z: _Floats, mean_length: float) -> float:

@@ -43,13 +43,13 @@ def unit_rows(values: Any, *, count: int, width: int) -> tuple[Matrix, list[int]
     them would cost as much as all the cosines); anything else is copied. O(count * width).
     """
     rows = _matrix(values, count=count, width=width)
-    with np.errstate(over="ignore", invalid="ignore"):
-        squares = np.einsum("ij,ij->i", rows, rows)
+    squares = np.einsum("ij,ij->i", rows, rows)
     if count and squares.max() < 1.0 + UNIT and squares.min() > 1.0 - UNIT:
         return rows, []
     if isinstance(values, np.ndarray) and np.may_share_memory(rows, values):
         rows = rows.copy()
-    lengths = np.sqrt(squares)
+    with np.errstate(invalid="ignore"):
+        lengths = np.sqrt(squares)
     if count and lengths.min() > 0 and np.isfinite(lengths.sum()):
         rows /= lengths[:, None]
         return rows, []

@@ -50,6 +50,9 @@ class ShownVectors:
             rows = self._rows.get(served.ranking_id)
         if rows is None:
             return None
+        if len(given) == 1:
+            (name, reward), names = given[0], served.document_ids[: len(rows)]
+            return rows[names.index(name)] if reward > 0 and name in names else None
         rewards = dict(given)
         weights = [max(0.0, rewards.get(name, 0.0)) for name in served.document_ids[: len(rows)]]
         mean: Vector = np.array(weights, dtype=np.float32) @ rows

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -10,7 +9,6 @@ import numpy as np
 
 from neuralcache_plugins.contracts import Array, Matrix, Positions, Vector
 from neuralcache_plugins.core import fusion, selection
-from neuralcache_plugins.core.trust import log_softmax
 from neuralcache_plugins.memory import LearnedState
 from neuralcache_plugins.settings import RerankSettings
 
@@ -148,6 +146,7 @@ def choose(
 
 def _scores(log_probabilities: Array) -> Array:
     """Return the logistic of the lift over an even chance, in [0, 1]: 1/2 means "as good as any of these"."""
-    lift = log_softmax(log_probabilities) + math.log(len(log_probabilities))
-    scores: Array = 1.0 / (1.0 + np.exp(-lift))
+    odds = np.exp(log_probabilities)
+    odds *= len(odds) / np.add.reduce(odds)
+    scores: Array = odds / (1.0 + odds)
     return scores
