@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import logging
+import sqlite3
 import threading
 from datetime import UTC, datetime, timedelta
 
@@ -611,3 +612,57 @@ def test_threads_share_one_reranker_and_lose_nothing(reranker):
     assert errors == []
     assert reranker.stats().namespace.feedback == 180
     assert reranker.stats().namespace.rankings == 180
+
+
+class TestStatements:
+    """What the hot path says to SQLite."""
+
+    @pytest.fixture
+    def watched(self, tmp_path, monkeypatch):
+        statements = []
+        connect = sqlite3.connect
+
+        def connect_watched(*arguments, **options):
+            connection = connect(*arguments, **options)
+            connection.set_trace_callback(lambda text: statements.append((threading.current_thread().name, text)))
+            return connection
+
+        monkeypatch.setattr(sqlite3, "connect", connect_watched)
+        still = StoreSettings(flush_interval_seconds=3600.0)
+        with Reranker(HashingEncoder(), store=f"sqlite:///{tmp_path}/t.db", store_settings=still) as reranker:
+            teach(reranker, QUESTION, "hours", times=3)
+            reranker.flush()
+            reranker.rerank(QUESTION, TEXTS, ids=IDS)
+            yield reranker, statements
+
+    def test_a_ranking_asks_nothing_but_whether_the_log_has_moved(self, watched):
+        reranker, statements = watched
+        statements.clear()
+        for _ in range(5):
+            reranker.rerank(QUESTION, TEXTS, ids=IDS, top_n=3)
+        assert [text for _, text in statements] == ["PRAGMA data_version"] * 5
+
+    def test_own_writes_are_not_read_back_by_any_thread(self, watched):
+        reranker, statements = watched
+        for _ in range(3):
+            ranking = reranker.rerank(QUESTION, TEXTS, ids=IDS)
+            reranker.flush()
+            reranker.feedback(ranking, helpful=["hours"])
+        statements.clear()
+
+        def rank():
+            reranker.rerank(QUESTION, TEXTS, ids=IDS)
+
+        threads = [threading.Thread(target=rank) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+            thread.join()
+        assert {text for _, text in statements} == {"PRAGMA data_version"}
+        assert reranker.stats().namespace.feedback == 6
+
+    def test_another_process_is_noticed_at_the_next_ranking(self, watched, tmp_path):
+        reranker, _ = watched
+        with Reranker(HashingEncoder(), store=f"sqlite:///{tmp_path}/t.db") as other:
+            teach(other, QUESTION, "abroad", times=2)
+        reranker.rerank(QUESTION, TEXTS, ids=IDS)
+        assert reranker.stats().namespace.feedback == 5
