@@ -80,8 +80,8 @@ def test_reading_a_state_any_number_of_times_changes_nothing():
     question = np.ones(WIDTH, dtype=np.float32) / np.float32(np.sqrt(WIDTH))
 
     for now in (0.0, 1e9, 5e9):
-        slots = state.slots_of([f"d{i}" for i in range(12)])
-        pheromone = state.pheromones(slots, now)
+        slots = state.documents.slots_of([f"d{i}" for i in range(12)])
+        pheromone = state.documents.pheromones(slots, now)
         state.features(learner, question, slots, cold=np.log(np.full(12, 1 / 12)), pheromone=pheromone,
                        narrative=np.zeros(12))
         state.narrative("one", "s1")
@@ -92,7 +92,7 @@ def test_reading_a_state_any_number_of_times_changes_nothing():
 def test_memory_is_bounded_by_what_the_settings_say():
     state = folded(random_events(3, 400))
 
-    assert len(state.slots) <= SMALL.max_documents
+    assert len(state.documents) <= SMALL.max_documents
     assert len(state.waiting) <= 64
     for learner in state.learners.values():
         assert len(learner.sessions) <= SMALL.max_sessions
@@ -121,7 +121,7 @@ def test_credit_is_brought_up_to_date_before_it_is_added_to():
     for position, at in ((1, 0.0), (2, 100.0)):
         state.fold(Recorded(position, make_feedback(ranking, feedback_id=f"f{position}", at=at, rewards=(("a", 1.0),))))
 
-    assert state.credit[state.slots["a"]] == pytest.approx(1.5)
+    assert state.documents.credit[state.documents.slots["a"]] == pytest.approx(1.5)
 
 
 def test_the_nearest_remembered_question_makes_room_in_a_full_document():
@@ -207,7 +207,7 @@ def test_namespaces_learn_apart():
     log(lonely, [event for event in random_events(7, 40, namespaces=("a", "b")) if event.namespace == "a"])
 
     def numbers(state):
-        return state.rankings, state.feedback, sorted(state.slots), state.credit.sum()
+        return state.rankings, state.feedback, sorted(state.documents.slots), sum(state.documents.credit)
 
     assert numbers(memory.state("a")) == numbers(other.state("a"))
     recorder.close(), lonely.close()
@@ -239,7 +239,7 @@ def test_what_was_erased_is_unlearned_everywhere():
     store.erase(Erasure(namespace="default", document_ids=("d1",)))
 
     for one in (memory, witness):
-        assert "d1" not in one.state("default").slots
+        assert "d1" not in one.state("default").documents.slots
     recorder.close()
 
 

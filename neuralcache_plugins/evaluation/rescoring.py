@@ -26,6 +26,7 @@ NOT_REPLAYABLE = (
 """Settings of which a log cannot tell what they would have changed: what was shown, or what nobody recorded."""
 
 _READ = 2_000
+_REST = "\0rest"
 _FLOOR = 1e-4
 _AGREES = 0.05
 _STILL = 1e-6
@@ -61,20 +62,28 @@ class Refold:
         self._moves_cold = any(getattr(settings, name) != getattr(logged_with, name) for name in COLD_SETTINGS)
 
     def score(self, ranking: RankingServed) -> Array:
-        """Return log-probabilities of the shown documents, shape (k,), as the settings would have given them."""
+        """Return log-probabilities of the shown documents, shape (k,), as the settings would have given them.
+
+        All candidates that were not shown count as one more document that nothing is known of, with their share of
+        the cold probability: without it the shown ones would look surer than they were.
+        """
         ranking = self._as_recorded(ranking, count=True)
-        cold = log_softmax(np.array(ranking.cold, dtype=np.float64))
+        shown = len(ranking.document_ids)
+        chance = np.exp(np.array(ranking.cold, dtype=np.float64))
         if ranking.query_vector is None:
-            return cold
+            return log_softmax(np.log(chance))
+        rest = 0 if shown >= ranking.candidates else 1
+        cold = np.log(np.append(chance, [max(_FLOOR, 1.0 - float(chance.sum()))] * rest))
         # only the question is looked at: the documents' vectors are in the signals already
         vectors = Vectors(ranking.encoder, ranking.query_vector, np.zeros((0, 0), dtype=np.float32), ())
-        signals = {name: np.array(values, dtype=np.float32) for name, values in ranking.signals.items()}
-        signals.setdefault("narrative", np.zeros(len(cold), dtype=np.float32))
+        signals = {name: np.append(np.array(values, dtype=np.float32), np.zeros(rest, dtype=np.float32))
+                   for name, values in ranking.signals.items()}
+        signals.setdefault("narrative", np.zeros(shown + rest, dtype=np.float32))
         evidence = learned_evidence(
-            cold, signals, state=self._state(ranking.namespace), ids=ranking.document_ids, vectors=vectors,
-            in_session=ranking.session is not None, now=ranking.at, settings=self._settings,
+            cold, signals, state=self._state(ranking.namespace), ids=(*ranking.document_ids, *[_REST] * rest),
+            vectors=vectors, in_session=ranking.session is not None, now=ranking.at, settings=self._settings,
         )
-        return log_softmax(evidence.final)
+        return log_softmax(evidence.final[:shown])
 
     def learn(self, recorded: Recorded) -> None:
         """Fold the next event."""

@@ -144,8 +144,12 @@ def check_confidence(confidence: float) -> None:
 def _sums(over: Array, under: Array, clusters: Sequence[str] | None) -> tuple[Array, Array]:
     if clusters is None:
         return over, under
-    _, member = np.unique(np.asarray(clusters), return_inverse=True)
-    return np.bincount(member, weights=over), np.bincount(member, weights=under)
+    # numbered as they come: the keys may be random, the interval must not be
+    number: dict[str, int] = {}
+    member = np.array([number.setdefault(one, len(number)) for one in clusters], dtype=np.int64)
+    top: Array = np.bincount(member, weights=over).astype(np.float64)
+    bottom: Array = np.bincount(member, weights=under).astype(np.float64)
+    return top, bottom
 
 
 def _chunks(count: int, width: int) -> list[int]:

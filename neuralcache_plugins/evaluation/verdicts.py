@@ -45,7 +45,7 @@ def compared(gain: Interval, *, what: str, over: str) -> str:
 
 
 def _of_replay(replay: Replay) -> Iterator[str]:
-    if len(replay) < ENOUGH_FEEDBACK:
+    if len(replay) < ENOUGH_FEEDBACK or _at_top(replay) >= TOP_ONLY:
         return
     for name, gains in replay.gains.items():
         order = name.removeprefix("over ")
@@ -70,10 +70,9 @@ def _doubts(replay: Replay, rows: Sequence[Row], counts: Counts) -> Iterator[str
         yield (f"Only {graded} rankings have feedback that prefers some shown documents to others; below "
                f"{ENOUGH_FEEDBACK} no gain is claimed.")
     if graded:
-        top = float(replay.values["first"][:, 0].mean())
-        if top >= TOP_ONLY:
-            yield (f"{top:.0%} of the rewards went to the first document shown: such a log cannot tell whether another "
-                   "order would have been better, and it flatters the order that was shown.")
+        if _at_top(replay) >= TOP_ONLY:
+            yield (f"{_at_top(replay):.0%} of the rewards went to the first document shown: such a log cannot tell whether another "
+                   "order would have been better, so no gain is claimed.")
         yield ("Rewards depend on what was shown where: people who click what stands on top favour the logged order. "
                "Gains over the logged order are lower bounds at best; only exploration removes this.")
     told = sum(bool(row.rewards) for row in rows)
@@ -114,6 +113,11 @@ def _doubts_of_recasting(refold: Refold | None) -> Iterator[str]:
         yield (f"For {refold.kept} of {refold.recast + refold.kept} rankings the log does not determine the cold order under "
                "these weights (fewer than three documents shown, a scorer, or other settings at the time); their logged "
                "cold order was kept.")
+
+
+def _at_top(replay: Replay) -> float:
+    """Return the share of the graded rankings whose first rewarded document was the first one shown."""
+    return float(replay.values["first"][:, 0].mean())
 
 
 def _is_enough(replay: Replay) -> bool:

@@ -15,13 +15,14 @@ from typing import Any
 import numpy as np
 
 from neuralcache_plugins.contracts import Vector
+from neuralcache_plugins.memory.documents import COLUMNS
 from neuralcache_plugins.memory.questions import Questions
 from neuralcache_plugins.memory.state import LearnedState, Learner, Waiting
 from neuralcache_plugins.settings import RerankSettings
 
 FORMAT = 1
 _STATE_NUMBERS = (
-    "position", "rankings", "feedback", "first_feedback_at", "last_feedback_at", "answer_rate", "rewards_total",
+    "position", "rankings", "feedback", "first_feedback_at", "last_feedback_at", "answer_rate",
 )
 _SPREAD_NUMBERS = ("mean", "variance", "count", "seen")
 _TRUST_NUMBERS = ("over_cold", "over_avoidance", "tests")
@@ -39,14 +40,17 @@ def fold_name(settings: RerankSettings) -> str:
 def pack(state: LearnedState) -> bytes:
     """Return the whole state as bytes. O(size)."""
     arrays: dict[str, np.ndarray[Any, Any]] = {}
-    order = list(state.slots.values())
-    for name in ("credit", "exposure", "written_at", "rewards"):
-        arrays[name] = getattr(state, name)[order]
+    documents = state.documents
+    order = list(documents.slots.values())
+    for name in COLUMNS:
+        column = getattr(documents, name)
+        arrays[name] = np.array([column[slot] for slot in order])
     place = {slot: index for index, slot in enumerate(order)}
     header = {
         "format": FORMAT,
         **{name: getattr(state, name) for name in _STATE_NUMBERS},
-        "documents": list(state.slots),
+        "documents": list(documents.slots),
+        "rewards_total": documents.rewards_total,
         "waiting": [[key, row.encoder, list(row.document_ids)] for key, row in state.waiting.items()],
         "learners": [
             _pack_learner(f"{index}", encoder, learner, place, arrays)
@@ -79,12 +83,11 @@ def _restore(header: dict[str, Any], arrays: dict[str, np.ndarray[Any, Any]], se
     state = LearnedState(settings)
     for name in _STATE_NUMBERS:
         setattr(state, name, header[name])
-    state.slots = OrderedDict((document_id, slot) for slot, document_id in enumerate(header["documents"]))
-    size = max(16, 1 << len(state.slots).bit_length())
-    for name in ("credit", "exposure", "written_at", "rewards"):
-        column = np.zeros(size)
-        column[: len(state.slots)] = arrays[name]
-        setattr(state, name, column)
+    documents = state.documents
+    documents.slots = OrderedDict((document_id, slot) for slot, document_id in enumerate(header["documents"]))
+    documents.rewards_total = header["rewards_total"]
+    for name in COLUMNS:
+        setattr(documents, name, arrays[name].tolist())
     for index, (key, encoder, document_ids) in enumerate(header["waiting"]):
         state.waiting[key] = Waiting(encoder, _vector(arrays, f"waiting.{index}"), tuple(document_ids))
     for index, packed in enumerate(header["learners"]):

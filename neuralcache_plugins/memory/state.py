@@ -12,6 +12,7 @@ import numpy as np
 from neuralcache_plugins.contracts import Array, FeedbackGiven, RankingServed, Recorded, Vector
 from neuralcache_plugins.core import signals
 from neuralcache_plugins.core.trust import FEATURES, Trust
+from neuralcache_plugins.memory.documents import Documents
 from neuralcache_plugins.memory.questions import Near, Questions
 from neuralcache_plugins.settings import RerankSettings
 
@@ -33,6 +34,8 @@ LEAST_SILENCE = 0.05
 REPUTATION_NEAR = 4.0
 REPUTATION_RATE = 0.25
 ANSWER_RATE = 0.01
+REPEAT = 0.95
+"""Two questions with at least this cosine are the same question."""
 NAMESPACE_PACE = 0.1
 
 
@@ -70,15 +73,13 @@ class Spread:
     def observe(self, question: Vector) -> None:
         """Compare one more question with the most recent ones."""
         filled = min(self.seen, self.RECENT)
-        cosines = self.recent[:filled].dot(question)
-        cosines = cosines[cosines < 0.95]
-        if cosines.size:
-            cut = np.minimum(cosines, self.mean + 2.0 * self.deviation)
+        highest = self.mean + 2.0 * self.deviation
+        # plain Python: for 32 numbers it is faster than numpy
+        off = [min(one, highest) - self.mean for one in self.recent[:filled].dot(question).tolist() if one < REPEAT]
+        if off:
             step = 1.0 / (self.count + 1.0)
-            centre = float(cut.mean())
-            spread = float(np.square(cut - self.mean).mean())
-            self.mean += step * (centre - self.mean)
-            self.variance += step * (spread - self.variance)
+            self.mean += step * (sum(off) / len(off))
+            self.variance += step * (sum([one * one for one in off]) / len(off) - self.variance)
             self.count = min(self.MEMORY, self.count + 1.0)
         self.recent[self.seen % self.RECENT] = question
         self.seen += 1
@@ -115,33 +116,11 @@ class LearnedState:
         self.first_feedback_at: float | None = None
         self.last_feedback_at: float | None = None
         self.answer_rate = 0.0
-        self.rewards_total = 0.0
-        self.slots: OrderedDict[str, int] = OrderedDict()
-        self.free: list[int] = []
-        self.credit = np.zeros(16)
-        self.exposure = np.zeros(16)
-        self.written_at = np.zeros(16)
-        self.rewards = np.zeros(16)
+        self.documents = Documents(capacity=settings.max_documents, half_life_seconds=settings.half_life_seconds)
         self.waiting: OrderedDict[str, Waiting] = OrderedDict()
         self.learners: dict[str, Learner] = {}
 
     # reading
-
-    def slots_of(self, ids: Sequence[str]) -> list[int]:
-        """Return the slot of each document, -1 for those never seen."""
-        get = self.slots.get
-        return [get(document_id, -1) for document_id in ids]
-
-    def pheromones(self, slots: Sequence[int], now: float) -> Vector:
-        """Return the standing of each slot in (-1, 1) as of ``now``; 0 for the unknown."""
-        chosen = np.array(slots, dtype=np.int64)
-        half_life = self.settings.half_life_seconds
-        written = self.written_at[chosen]
-        credit = signals.decayed(self.credit[chosen], written, now, half_life_seconds=half_life)
-        exposure = signals.decayed(self.exposure[chosen], written, now, half_life_seconds=half_life)
-        standing = signals.pheromone(credit, exposure)
-        standing[chosen < 0] = 0.0
-        return standing
 
     def narrative(self, encoder: str, session: str | None) -> Vector | None:
         """Return the session's narrative, or the namespace's when no session is named."""
@@ -170,8 +149,7 @@ class LearnedState:
         if near is None:
             table[:, 1:4] = np.log(probability + signals.VOTE_FLOOR)[:, None]
         else:
-            known = np.array([slots[column] for column in near.columns.tolist()])
-            share = self.rewards[known] / (self.rewards_total + signals.POPULARITY_PRIOR)
+            share = self.documents.shares([slots[column] for column in near.columns.tolist()])
             table[:, 1:4] = signals.association(
                 *near, share=share, cold=probability, mean=mean, deviation=deviation
             ).T
@@ -216,7 +194,6 @@ class LearnedState:
         rewards = dict(event.rewards)
         for document_id, reward in event.rewards:
             self._pay(document_id, at=event.at, credit=reward)
-            self._count_reward(document_id, max(0.0, reward))
         learner = self._learner(event.ranking)
         if learner is not None and event.ranking.query_vector is not None:
             self._learn(learner, event.ranking.query_vector, event, rewards)
@@ -226,7 +203,7 @@ class LearnedState:
         ranking = event.ranking
         graded = [rank for rank, name in enumerate(ranking.document_ids) if rank < GRADED or name in rewards]
         names = [ranking.document_ids[rank] for rank in graded]
-        slots = self.slots_of(names)
+        slots = self.documents.slots_of(names)
         recorded_narrative = ranking.signals.get("narrative")
         narrative = np.zeros(len(graded))
         if recorded_narrative is not None and ranking.session is None:
@@ -236,7 +213,7 @@ class LearnedState:
             question,
             slots,
             cold=np.array([ranking.cold[rank] for rank in graded]),
-            pheromone=self.pheromones(slots, event.at),
+            pheromone=self.documents.pheromones(slots, event.at),
             narrative=narrative,
         )
         reward = np.array([rewards.get(name, 0.0) for name in names])
@@ -284,57 +261,24 @@ class LearnedState:
         if learner is None or waiting.question is None or weight < LEAST_SILENCE:
             return
         for document_id in waiting.document_ids:
-            slot = self.slots.get(document_id)
+            slot = self.documents.slots.get(document_id)
             if slot is not None:
                 learner.failed.add(slot, waiting.question, weight)
         self._make_room(learner)
 
     def _pay(self, document_id: str, *, at: float, credit: float = 0.0, exposure: float = 0.0) -> None:
-        """Bring a document's numbers up to ``at``, then add."""
-        slot = self._slot(document_id)
-        written = self.written_at[slot]
-        fade = 2.0 ** (-max(0.0, at - written) / self.settings.half_life_seconds)
-        self.credit[slot] = self.credit[slot] * fade + credit
-        self.exposure[slot] = self.exposure[slot] * fade + exposure
-        self.written_at[slot] = max(at, written)
+        evicted = self.documents.pay(document_id, at=at, credit=credit, exposure=exposure)
+        if evicted is not None:
+            self._drop(evicted)
 
-    def _count_reward(self, document_id: str, reward: float) -> None:
-        self.rewards[self.slots[document_id]] += reward
-        self.rewards_total += reward
+    def _make_room(self, learner: Learner) -> None:
+        while learner.helped.total + learner.failed.total > self.settings.max_questions and len(self.documents) > 1:
+            self._drop(self.documents.evict())
 
-    def _slot(self, document_id: str) -> int:
-        slot = self.slots.get(document_id)
-        if slot is not None:
-            self.slots.move_to_end(document_id)
-            return slot
-        if len(self.slots) >= self.settings.max_documents:
-            self._evict()
-        slot = self.free.pop() if self.free else len(self.slots)
-        if slot == len(self.credit):
-            self._grow()
-        self.slots[document_id] = slot
-        return slot
-
-    def _evict(self) -> None:
-        _, slot = self.slots.popitem(last=False)
-        self.rewards_total -= float(self.rewards[slot])
-        for column in (self.credit, self.exposure, self.written_at, self.rewards):
-            column[slot] = 0.0
+    def _drop(self, slot: int) -> None:
         for learner in self.learners.values():
             learner.helped.drop(slot)
             learner.failed.drop(slot)
-        self.free.append(slot)
-
-    def _make_room(self, learner: Learner) -> None:
-        while learner.helped.total + learner.failed.total > self.settings.max_questions and len(self.slots) > 1:
-            self._evict()
-
-    def _grow(self) -> None:
-        size = 2 * len(self.credit)
-        self.credit, self.exposure, self.written_at, self.rewards = (
-            np.concatenate((column, np.zeros(size - len(column))))
-            for column in (self.credit, self.exposure, self.written_at, self.rewards)
-        )
 
     def _learner(self, ranking: RankingServed) -> Learner | None:
         if ranking.query_vector is None:

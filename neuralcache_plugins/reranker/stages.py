@@ -94,8 +94,8 @@ def learned_evidence(
     settings: RerankSettings,
 ) -> Evidence:
     """Return the final log-probabilities (n,): the cold ones, moved as far as learning has earned trust."""
-    slots = state.slots_of(ids) if state.slots else []
-    signals["pheromone"] = state.pheromones(slots, now) if slots else np.zeros(len(ids), dtype=np.float32)
+    slots = state.documents.slots_of(ids) if len(state.documents) else []
+    signals["pheromone"] = state.documents.pheromones(slots, now) if slots else np.zeros(len(ids), dtype=np.float32)
     signals["association"] = np.zeros(len(ids), dtype=np.float32)
     learner = None if vectors is None else state.learners.get(vectors.encoder)
     if learner is None or vectors is None or not settings.learning or learner.trust.share == 0.0:

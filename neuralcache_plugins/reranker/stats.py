@@ -37,7 +37,7 @@ class NamespaceStats:
             feedback=state.feedback,
             first_feedback_at=state.first_feedback_at,
             last_feedback_at=state.last_feedback_at,
-            documents=len(state.slots),
+            documents=len(state.documents),
             remembered_questions=sum(one.helped.total + one.failed.total for one in learners),
             sessions=sum(len(one.sessions) for one in learners),
             trust={encoder: one.trust.value for encoder, one in state.learners.items()},

@@ -13,6 +13,7 @@ those that were acknowledged.
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import hashlib
 import multiprocessing
 import random
@@ -249,6 +250,8 @@ def _receive(one: Participant) -> Any:
 def take_part(line: Connection, name: str, plan: Plan, number: int = 0, reranker: Reranker | None = None,
               clock: Clock | None = None) -> None:
     """Work, look when told the moment, leave when told so."""
+    if multiprocessing.parent_process():
+        faulthandler.dump_traceback_later(0.9 * plan.patience)  # where it hangs
     try:
         clock = clock or Clock()
         if plan.threads:

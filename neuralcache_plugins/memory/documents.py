@@ -1,0 +1,97 @@
+"""What is known of documents by themselves: credit, exposure, rewards. Bounded; the stalest goes."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+
+import numpy as np
+
+from neuralcache_plugins.contracts import Array, Vector
+from neuralcache_plugins.core import signals
+
+COLUMNS = ("credit", "exposure", "written_at", "rewards")
+
+
+class Documents:
+    """Numbers by document, each document in a slot of its own that is used again when the document goes.
+
+    Plain lists: they are written one number at a time, where numpy is slow, and read a few at a time.
+    """
+
+    def __init__(self, *, capacity: int, half_life_seconds: float) -> None:
+        self.capacity = capacity
+        self.half_life_seconds = half_life_seconds
+        self.slots: OrderedDict[str, int] = OrderedDict()
+        self.free: list[int] = []
+        self.credit: list[float] = []
+        self.exposure: list[float] = []
+        self.written_at: list[float] = []
+        self.rewards: list[float] = []
+        self.rewards_total = 0.0
+
+    def __len__(self) -> int:
+        return len(self.slots)
+
+    def slots_of(self, ids: Sequence[str]) -> list[int]:
+        """Return the slot of each document, -1 for those never seen."""
+        get = self.slots.get
+        return [get(document_id, -1) for document_id in ids]
+
+    def pheromones(self, slots: Sequence[int], now: float) -> Vector:
+        """Return the standing of each slot in (-1, 1) as of ``now``; 0 for the unknown."""
+        standing = np.zeros(len(slots), dtype=np.float32)
+        columns = [column for column, slot in enumerate(slots) if slot >= 0]
+        if not columns:
+            return standing
+        known = [slots[column] for column in columns]
+        written = np.array([self.written_at[slot] for slot in known])
+        numbers = np.array([[self.credit[slot] for slot in known], [self.exposure[slot] for slot in known]])
+        credit, exposure = signals.decayed(numbers, written, now, half_life_seconds=self.half_life_seconds)
+        standing[columns] = signals.pheromone(credit, exposure)
+        return standing
+
+    def shares(self, slots: Sequence[int]) -> Array:
+        """Return each slot's share of all rewards, as far as there are enough to tell."""
+        total = self.rewards_total + signals.POPULARITY_PRIOR
+        return np.array([self.rewards[slot] for slot in slots]) / total
+
+    def pay(self, document_id: str, *, at: float, credit: float = 0.0, exposure: float = 0.0) -> int | None:
+        """Bring a document's numbers up to ``at``, then add. Returns the slot of a document that had to go for it."""
+        slot, evicted = self._slot(document_id)
+        written = self.written_at[slot]
+        if at > written:
+            fade = 2.0 ** ((written - at) / self.half_life_seconds)
+            self.credit[slot] *= fade
+            self.exposure[slot] *= fade
+            self.written_at[slot] = at
+        self.credit[slot] += credit
+        self.exposure[slot] += exposure
+        if credit > 0:
+            self.rewards[slot] += credit
+            self.rewards_total += credit
+        return evicted
+
+    def evict(self) -> int:
+        """Drop the document that was heard of least recently and return its slot."""
+        _, slot = self.slots.popitem(last=False)
+        self.rewards_total -= self.rewards[slot]
+        for name in COLUMNS:
+            getattr(self, name)[slot] = 0.0
+        self.free.append(slot)
+        return slot
+
+    def _slot(self, document_id: str) -> tuple[int, int | None]:
+        slot = self.slots.get(document_id)
+        if slot is not None:
+            self.slots.move_to_end(document_id)
+            return slot, None
+        evicted = self.evict() if len(self.slots) >= self.capacity else None
+        if self.free:
+            slot = self.free.pop()
+        else:
+            slot = len(self.credit)
+            for name in COLUMNS:
+                getattr(self, name).append(0.0)
+        self.slots[document_id] = slot
+        return slot, evicted
