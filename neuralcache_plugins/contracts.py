@@ -6,9 +6,10 @@ Arrays are numpy throughout: vectors are float32 and of unit length unless a nam
 from __future__ import annotations
 
 import html
+import math
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -33,8 +34,9 @@ SIGNALS = ("prior", "dense", "lexical", "narrative", "pheromone", "association")
 class Encoder(Protocol):
     """Turns texts into vectors; every LangChain ``Embeddings`` is one.
 
-    Twins ``aembed_documents`` and ``aembed_query`` are awaited by the async methods where they exist. An
-    attribute ``fingerprint: str`` overrides the identity that is otherwise made of class, model name and width.
+    Twins ``aembed_documents`` and ``aembed_query`` are awaited by the async methods where they exist, and
+    ``embed_queries(texts)`` saves calls in batches. An attribute ``fingerprint: str`` overrides the identity that is
+    otherwise made of class, model name and width.
     """
 
     def embed_documents(self, texts: list[str]) -> Sequence[Sequence[float]] | Matrix:
@@ -58,7 +60,8 @@ class Ranking:
     ``positions[i]`` is the index, in the list that the caller passed, of the document at rank ``i``. ``scores``
     are in [0, 1] and never rise along the order. ``signals`` hold one number per returned document and signal.
     ``propensities[i]`` is the probability with which exploration put that document at that rank (1.0 without it).
-    ``degraded`` names what was missing ("encoder", "store", "scorer"), empty when all went well.
+    ``degraded`` names what was missing ("encoder", "store", "scorer"), empty when all went well. ``epoch`` is the
+    store's when it was served: erasures since then may have taken it.
     """
 
     ranking_id: str
@@ -71,7 +74,7 @@ class Ranking:
     trust: float = 0.0
     degraded: tuple[str, ...] = ()
     served: RankingServed | None = field(default=None, repr=False)
-    remembered: Mapping[str, tuple[str, ...]] = field(default_factory=dict, repr=False)
+    epoch: int = field(default=0, repr=False)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -96,14 +99,18 @@ class Ranking:
         return f"ranking {self.ranking_id} in {self.namespace!r}: trust in learning {self.trust:.2f}{degraded}"
 
     def _table(self) -> tuple[list[str], list[list[str]]]:
-        names = [name for name in SIGNALS if name in self.signals]
+        names = [name for name in (*SIGNALS, "scorer") if name in self.signals]
         header = ["rank", "id", "was", "score", *names]
         rows = [
             [str(rank + 1), self.ids[rank], str(int(self.positions[rank]) + 1), f"{self.scores[rank]:.3f}",
-             *(f"{float(self.signals[name][rank]):+.3f}" for name in names)]
+             *(_number(float(self.signals[name][rank])) for name in names)]
             for rank in range(len(self.ids))
         ]
         return header, rows
+
+
+def _number(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:+.3f}"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -209,6 +216,15 @@ class Erasure:
     session: str | None = None
     older_than: float | None = None
 
+    def concerns(self, ranking: RankingServed) -> bool:
+        """Return whether a ranking, or some document that it showed, is to go."""
+        return (
+            self.namespace in (None, ranking.namespace)
+            and self.session in (None, ranking.session)
+            and (self.older_than is None or ranking.at < self.older_than)
+            and (self.document_ids is None or not set(self.document_ids).isdisjoint(ranking.document_ids))
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
@@ -308,5 +324,4 @@ class TelemetryStore(Protocol):
         """Release everything. Later calls raise ``StoreClosedError``; closing twice is fine."""
 
 
-FeedbackSource: TypeAlias = Literal["user", "context_use", "citation", "marker"] | str
 Rewards: TypeAlias = Mapping[str | int, float] | Iterable[tuple[str | int, float]]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -61,12 +62,18 @@ class LocalEncoder:
 
 
 def _load_wordllama() -> Any:
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
     try:
         import wordllama
     except ImportError as error:
         if error.name != "wordllama":
             raise
         raise MissingExtraError("wordllama", extra="local") from error
+    finally:
+        # importing it configures the root logger, which is the application's
+        root.handlers[:] = handlers
+        root.setLevel(level)
     # its own look-up misses the tokenizer in its wheel: it searches tokenizer/, the wheel has tokenizers/
     folder = Path(wordllama.__file__).parent
     return wordllama.WordLlama.load(cache_dir=folder, disable_download=True)
@@ -138,7 +145,9 @@ class EncoderCache:
             return [self.question(text, namespace=namespace) for text in texts]
         missing = [text for text in dict.fromkeys(texts) if self._recall(namespace, "query", "", text) is None]
         if missing:
-            rows = self._call(lambda: many(missing))
+            rows = self._call(lambda: list(many(missing)))
+            if len(rows) != len(missing):
+                raise EncoderError(f"{self._model} must return {len(missing)} rows for as many questions: {len(rows)}")
             for text, row in zip(missing, rows, strict=True):
                 self._learn_question(namespace, text, row)
         return [self.question(text, namespace=namespace) for text in texts]
@@ -203,7 +212,7 @@ class EncoderCache:
                 else:
                     rows[position] = row
                     touch(key)
-            self.hits += len(texts) - len(missing)
+                    self.hits += 1
         if missing:
             self._fetch(namespace, fingerprint, missing, rows)
         return rows, missing
@@ -220,7 +229,9 @@ class EncoderCache:
                 continue
             text = keys[key]
             row = half.astype(np.float32)
-            for position, _ in missing.pop(text):
+            places = missing.pop(text)
+            self.hits += len(places)
+            for position, _ in places:
                 rows[position] = row
             self._remember(namespace, "document", fingerprint, text, row)
 
@@ -276,9 +287,9 @@ class EncoderCache:
 
     async def _acall(self, name: str, argument: Any, timeout_seconds: float | None) -> Any:
         native = getattr(self.encoder, f"a{name}", None)
-        work = asyncio.to_thread(getattr(self.encoder, name), argument) if native is None else native(argument)
         self.calls += 1
         try:
+            work = asyncio.to_thread(getattr(self.encoder, name), argument) if native is None else native(argument)
             return await asyncio.wait_for(work, timeout_seconds)
         except NeuralCacheError:
             raise

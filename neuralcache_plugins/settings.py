@@ -7,11 +7,15 @@ an argument beats the environment. Change a copy with ``settings.model_copy(upda
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from platformdirs import user_data_path
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict
+
+from neuralcache_plugins.errors import InvalidInputError
+
+Settings = TypeVar("Settings", bound=BaseSettings)
 
 
 def _config(prefix: str) -> SettingsConfigDict:
@@ -38,9 +42,15 @@ class RerankSettings(BaseSettings):
     max_questions: int = Field(
         100_000, ge=1, description="remembered questions per namespace and encoder; the stalest document goes"
     )
+    namespaces_in_memory: int = Field(
+        500, ge=1, description="namespaces whose memory is kept ready; others are read from the log when asked for"
+    )
     max_sessions: int = Field(2_000, ge=1, description="session narratives per namespace; the stalest goes")
     diversity: float = Field(
-        0.0, ge=0, le=1, description="0 = pure worth, 1 = pure novelty (maximal marginal relevance)"
+        0.0,
+        ge=0,
+        le=1,
+        description="0 = pure worth, 1 = pure novelty (maximal marginal relevance); no effect beside exploration",
     )
     exploration: float = Field(0.0, ge=0, le=1, description="probability that a rank is filled at random; recorded")
     scorer_budget: int = Field(50, ge=1, description="most candidates that reach the optional scorer")
@@ -81,6 +91,19 @@ def default_store_url(folder: Path | None = None) -> str:
     """Return the URL of the default SQLite file; never in the current directory."""
     place = folder or user_data_path("neuralcache-plugins", appauthor=False)
     return f"sqlite:///{(place / 'telemetry.db').as_posix()}"
+
+
+def from_environment(kind: type[Settings]) -> Settings:
+    """Return settings made of the environment; ``InvalidInputError`` names the variable that cannot be used."""
+    try:
+        return kind()
+    except ValidationError as error:
+        prefix = kind.model_config.get("env_prefix", "")
+        told = [
+            f"{prefix}{'_'.join(map(str, fault['loc'])).upper()}: {fault['msg']}, got {fault['input']!r}"
+            for fault in error.errors()
+        ]
+        raise InvalidInputError("; ".join(told)) from error
 
 
 def origins(settings: BaseSettings) -> dict[str, str]:

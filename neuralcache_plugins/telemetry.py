@@ -118,23 +118,30 @@ class Recorder:
     def discard(self, what: Erasure) -> int:
         """Drop pending and recent rankings that an erasure is about, and return how many were pending.
 
-        To be called before the store erases. A ranking that showed one of ``document_ids`` goes as a whole.
+        A ranking that showed one of ``document_ids`` goes as a whole, so flush before the store erases.
         """
         self._shelf.clear()
-        return self._writer.discard(partial(_concerns, what))
+        return self._writer.discard(what.concerns)
+
+    def forget_recent(self) -> None:
+        """Forget what was written lately: somebody may have erased it in the store."""
+        self._buffer.forget_recent()
 
     def flush(self) -> None:
         """Write everything that is pending; raises ``StoreError`` and keeps it when the store cannot."""
         self._writer.write_pending()
 
     def close(self) -> None:
-        """Write what is pending and stop. Closing twice is fine; the store stays open."""
+        """Write what is pending and stop; ``StoreError`` if it cannot be written, and then closing can be tried again.
+
+        Closing twice is fine; the store stays open.
+        """
         if self._closed:
             return
-        self._closed = True
-        atexit.unregister(self._at_exit)
         self._thread.stop()
         self.flush()
+        self._closed = True
+        atexit.unregister(self._at_exit)
 
     def stats(self) -> RecorderStats:
         """Return the counts so far."""
@@ -203,6 +210,10 @@ class _Buffer:
                 self._recent.popitem(last=False)
             if 2 * len(self._pending) <= self._room:
                 self._overflowing = False  # the next overflow is news again
+
+    def forget_recent(self) -> None:
+        with self._lock:
+            self._recent.clear()
 
     def remove(self, concerns: Callable[[RankingServed], bool]) -> int:
         with self._lock:
@@ -454,13 +465,6 @@ def _find(rankings: OrderedDict[_Key, RankingServed], ranking_id: str, namespace
     if namespace is not None:
         return rankings.get((namespace, ranking_id))
     return next((event for event in reversed(rankings.values()) if event.ranking_id == ranking_id), None)
-
-
-def _concerns(what: Erasure, ranking: RankingServed) -> bool:
-    return (what.namespace in (None, ranking.namespace)
-            and what.session in (None, ranking.session)
-            and (what.older_than is None or ranking.at < what.older_than)
-            and (what.document_ids is None or not set(what.document_ids).isdisjoint(ranking.document_ids)))
 
 
 def _flush_at_exit(writer: weakref.ref[_Writer]) -> None:

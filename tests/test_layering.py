@@ -37,7 +37,7 @@ def names(text: str) -> frozenset[str]:
 WORDS = names("errors contracts")
 BELOW = WORDS | names("settings core.*")
 STATE = BELOW | names("encoders.* telemetry.* memory.*")
-READERS = STATE | names("stores:open_store")
+READERS = STATE | names("stores:open_store stores:mask")
 CORE = READERS | names("conversation.* attribution.*")
 WHOLE = CORE | names("semantic_cache.* reranker.*")
 FRAMEWORKS = names("langchain_core langchain_classic langchain langgraph llama_index")

@@ -139,6 +139,13 @@ class TestRankings:
         assert reranker.store.ranking(cut.ranking_id).document_ids == full.ids[:3]
         assert len(reranker.rerank(QUESTION, TEXTS, min_score=2.0)) == 0
 
+    def test_a_threshold_looks_at_each_documents_own_score(self):
+        settings = RerankSettings(exploration=1.0)
+        with Reranker(HashingEncoder(), store="memory://", settings=settings) as reranker:
+            best = max(reranker.rerank("reset password", TEXTS).scores)
+            for _ in range(20):
+                assert len(reranker.rerank("reset password", TEXTS, min_score=best / 2)) > 0
+
     def test_rerank_many_asks_the_encoder_once_for_all_texts(self):
         encoder = HashingEncoder()
         with Reranker(encoder, store="memory://") as reranker:
@@ -314,6 +321,20 @@ class TestLearning:
             assert old.rerank(QUESTION, TEXTS, ids=IDS).ids[0] == "hours"
         store.close()
 
+    def test_without_learning_a_session_bends_nothing(self):
+        with Reranker(store="memory://", settings=RerankSettings(learning=False)) as reranker:
+            plain = order(reranker.rerank("more about that", TEXTS, ids=IDS, prior_scores=[1.0] * 6))
+            teach(reranker, "exchange rates", "abroad", times=3, session="s")
+            assert order(reranker.rerank("more about that", TEXTS, prior_scores=[1.0] * 6, session="s")) == plain
+
+    def test_namespaces_beyond_the_bound_are_read_from_the_log_again(self):
+        settings = RerankSettings(namespaces_in_memory=2)
+        with Reranker(HashingEncoder(), store="memory://", settings=settings) as reranker:
+            for number in range(5):
+                teach(reranker, QUESTION, "hours", namespace=f"tenant-{number}")
+            assert len(reranker._memory._states) == 2
+            assert reranker.rerank(QUESTION, TEXTS, ids=IDS, namespace="tenant-0").ids[0] == "hours"
+
     def test_a_session_bends_only_its_own_questions(self):
         with Reranker(store="memory://") as reranker:
             vague = "tell me more about that"
@@ -434,18 +455,53 @@ class TestForgetting:
             assert reranker.forget(older_than=timedelta(seconds=1000)).rankings == 0
             assert reranker.forget(older_than=datetime.fromtimestamp(clock(), UTC)).rankings == 1
 
-    @pytest.mark.parametrize("what", [{}, {"older_than": -1}, {"older_than": datetime(2026, 1, 1)}])  # noqa: DTZ001
+    @pytest.mark.parametrize("what", [
+        {}, {"older_than": -1}, {"older_than": datetime(2026, 1, 1)},  # noqa: DTZ001
+        {"older_than": "x"}, {"document_ids": [1]},
+        {"document_ids": []},
+    ])
     def test_forgetting_needs_to_know_what(self, reranker, what):
         with pytest.raises(InvalidInputError):
             reranker.forget(**what)
 
-    def test_feedback_for_a_ranking_that_was_erased_is_refused(self, reranker):
-        ranking = reranker.rerank(QUESTION, TEXTS, ids=IDS)
+    def test_feedback_for_what_was_erased_is_refused_and_for_the_rest_it_is_not(self, reranker):
+        gone = reranker.rerank(QUESTION, TEXTS, ids=IDS, session="s")
+        cut = reranker.rerank(QUESTION, TEXTS, ids=IDS)
+        reranker.forget(session="s")
         reranker.forget(document_ids=["hours"])
         with pytest.raises(UnknownRankingError, match="erased"):
-            reranker.feedback(ranking, helpful=["cards"])
+            reranker.feedback(gone, helpful=["cards"])
         with pytest.raises(UnknownRankingError):
-            reranker.feedback(ranking.ranking_id, helpful=["cards"])
+            reranker.feedback(gone.ranking_id, helpful=["cards"])
+        with pytest.raises(UnknownDocumentError):
+            reranker.feedback(cut, helpful=["hours"])
+        reranker.feedback(cut, helpful=["cards"])
+        reranker.feedback(reranker.rerank(QUESTION, TEXTS, ids=IDS, session="s"), helpful=["hours"])
+        assert reranker.stats().namespace.feedback == 2
+
+    def test_what_another_process_erased_does_not_come_back(self, tmp_path):
+        url = f"sqlite:///{tmp_path}/t.db"
+        with Reranker(HashingEncoder(), store=url) as one, Reranker(HashingEncoder(), store=url) as other:
+            ranking = one.rerank(QUESTION, TEXTS, ids=IDS)
+            one.feedback(ranking, helpful=["hours"])
+            other.forget(namespace="default")
+            for named in (ranking, ranking.ranking_id):
+                with pytest.raises(UnknownRankingError):
+                    one.feedback(named, helpful=["hours"])
+            one.feedback(one.rerank(QUESTION, TEXTS, ids=IDS), helpful=["cards"])
+            assert one.stats().namespace.feedback == other.stats().namespace.feedback == 1
+
+    def test_an_erasure_that_fails_discards_nothing(self):
+        store = FailingStore(MemoryStore())
+        with Reranker(HashingEncoder(), store=store) as reranker:
+            ranking = reranker.rerank(QUESTION, TEXTS, ids=IDS, session="s")
+            store.fail()
+            with pytest.raises(StoreError):
+                reranker.forget(session="s")
+            store.recover()
+            reranker.feedback(ranking, helpful=["hours"])
+            assert reranker.stats().namespace.feedback == 1
+        store.close()
 
     def test_events_beyond_the_retention_go_by_themselves(self):
         clock = FakeClock()
@@ -560,6 +616,15 @@ class TestOptions:
         assert first.ids[0] == "interest"
         assert order(again) == order(first)
         assert len(asked) == len(set(asked))
+
+    def test_what_the_scorer_did_not_see_shows_no_score(self):
+        settings = RerankSettings(scorer_budget=2)
+        scored = Reranker(HashingEncoder(), store="memory://", settings=settings, scorer=lambda q, t: [1.0] * len(t))
+        with scored as reranker:
+            ranking = reranker.rerank(QUESTION, TEXTS, ids=IDS, prior_scores=[1.0] * 6)
+            reranker.flush()
+        assert np.isnan(ranking.signals["scorer"]).sum() == 4
+        assert "scorer" in ranking.explain()
 
     def test_a_sure_order_saves_the_scorer(self):
         def scorer(query, texts):

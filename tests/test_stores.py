@@ -935,3 +935,33 @@ def test_repr_shows_the_place():
     """And nothing else."""
     with closing(SqliteStore()) as store:
         assert repr(store) == "SqliteStore('sqlite:///:memory:')"
+
+
+@pytest.mark.parametrize("damage", [
+    """UPDATE events SET body = replace(body, '"documents":[', '"documents":[x')""",
+    "UPDATE events SET vector = substr(vector, 1, 5)",
+    "UPDATE events SET body = '{}'",
+])
+def test_rows_that_sqlite_does_not_know_are_damaged_are_store_errors(tmp_path, damage):
+    """The message names the position and not what is written there; the verdict on the store's health says so."""
+    path = tmp_path / "t.db"
+    with closing(open_store(f"sqlite:///{path}")) as store:
+        store.append([make_ranking(query_vector=np.ones(8, dtype=np.float32))])
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute(damage)
+        connection.commit()
+    with closing(open_store(f"sqlite:///{path}")) as store:
+        with pytest.raises(StoreCorruptError, match="position 1 is damaged"):
+            store.read()
+        if "'{}'" not in damage:
+            assert store.health()["integrity"] == "1 events cannot be read"
+
+
+def test_a_file_removed_while_open_takes_no_more_writes(tmp_path):
+    """What is written to it would be lost without a word."""
+    path = tmp_path / "t.db"
+    with closing(open_store(f"sqlite:///{path}")) as store:
+        store.append([make_ranking()])
+        path.unlink()
+        with pytest.raises(StoreError, match="removed or replaced"):
+            store.append([make_ranking("another")])

@@ -11,12 +11,12 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from neuralcache_plugins.cli.opening import NEW_FILE, is_new_file, learned, made, now, opened, url_of
+from neuralcache_plugins.cli.opening import NEW_FILE, is_new_file, learned, now, opened, url_of
 from neuralcache_plugins.cli.verbs import StoreUrl
 from neuralcache_plugins.contracts import TelemetryStore
 from neuralcache_plugins.encoders import LocalEncoder
 from neuralcache_plugins.errors import MissingExtraError, StoreCorruptError, StoreError
-from neuralcache_plugins.settings import RerankSettings, StoreSettings, origins
+from neuralcache_plugins.settings import RerankSettings, StoreSettings, from_environment, origins
 from neuralcache_plugins.stores import mask
 
 PACKAGES = (
@@ -61,7 +61,7 @@ def _version(package: str) -> str:
 def _show_settings(console: Console) -> None:
     table = Table("setting", "value", "from", box=box.SIMPLE_HEAD)
     table.columns[0].no_wrap = True
-    for settings in (made(RerankSettings), made(StoreSettings)):
+    for settings in (from_environment(RerankSettings), from_environment(StoreSettings)):
         prefix = settings.model_config.get("env_prefix", "")
         for name, origin in origins(settings).items():
             value = getattr(settings, name)

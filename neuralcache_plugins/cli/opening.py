@@ -6,22 +6,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypeVar
 
 from neuralcache_plugins.contracts import TelemetryStore
 from neuralcache_plugins.errors import InvalidInputError, StoreCorruptError
 from neuralcache_plugins.reranker import NamespaceStats, Reranker
-from neuralcache_plugins.settings import RerankSettings, StoreSettings
+from neuralcache_plugins.settings import RerankSettings, StoreSettings, from_environment
 from neuralcache_plugins.stores import mask, open_store
 
 NEW_FILE = "nothing was recorded there yet"
 
-Settings = TypeVar("Settings", RerankSettings, StoreSettings)
 
 
 def url_of(given: str | None) -> str:
     """Return the URL given on the command line, or the configured one."""
-    return given or made(StoreSettings).resolved_url()
+    return given or from_environment(StoreSettings).resolved_url()
 
 
 def is_new_file(url: str) -> bool:
@@ -35,7 +33,7 @@ def opened(url: str, *, must_exist: bool = False) -> Iterator[TelemetryStore]:
     """Open a store for the length of a ``with``; ``InvalidInputError`` where it must exist and does not."""
     if must_exist and is_new_file(url):
         raise InvalidInputError(f"there is no file for {mask(url)}: {NEW_FILE}; name another store with --store URL")
-    settings = made(StoreSettings)
+    settings = from_environment(StoreSettings)
     with pointing_at(url):
         store = open_store(url, synchronous=settings.synchronous, busy_timeout_seconds=settings.busy_timeout_seconds)
         try:
@@ -58,20 +56,8 @@ def pointing_at(url: str) -> Iterator[None]:
 def learned(store: TelemetryStore, namespaces: list[str]) -> list[NamespaceStats]:
     """Return what the namespaces have learned, without writing anything."""
     # not closed: there is nothing to flush, and closing would write a snapshot
-    reader = Reranker(store=store, settings=made(RerankSettings))
+    reader = Reranker(store=store, settings=from_environment(RerankSettings))
     return [reader.stats(namespace=name).namespace for name in namespaces]
-
-
-def made(kind: type[Settings]) -> Settings:
-    """Return settings from the environment; ``InvalidInputError`` names the variable that cannot be used."""
-    try:
-        return kind()
-    except ValueError as error:  # pydantic's
-        faults: Any = getattr(error, "errors", list)()
-        prefix = kind.model_config.get("env_prefix", "")
-        names = [f"{prefix}{'_'.join(map(str, fault['loc'])).upper()}" for fault in faults]
-        told = [f"{name}: {fault['msg']}, got {fault['input']!r}" for name, fault in zip(names, faults, strict=True)]
-        raise InvalidInputError("; ".join(told) or str(error)) from error
 
 
 def now() -> float:

@@ -200,7 +200,8 @@ def _standardize(values: _Floats) -> _Floats:
     centred: _Floats = values - np.add.reduce(values, axis=-1, keepdims=True) / n
     spread = np.sqrt(np.add.reduce(centred * centred, axis=-1, keepdims=True) / n)
     # equal values leave only rounding behind, which must not be blown up
-    return centred * (spread > 1e-9) / np.maximum(spread, 1e-9)
+    standard: _Floats = centred * (spread > 1e-9) / np.maximum(spread, 1e-9)
+    return standard
 
 
 def _confidence(z: _Floats, mean_length: float) -> float:

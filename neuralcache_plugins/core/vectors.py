@@ -81,6 +81,8 @@ def _matrix(values: Any, *, count: int, width: int) -> Matrix:
 def width_of(values: Sequence[Any] | np.ndarray[Any, Any]) -> int | None:
     """Return the width of the first row that is there, or None."""
     for value in values:
+        if value is not None and not hasattr(value, "__len__"):
+            raise InvalidInputError(f"vectors must hold one row of numbers per text, got {type(value).__name__}")
         if value is not None and len(value):
             return len(value)
     return None

@@ -70,7 +70,10 @@ def contender(thing: Any, *, name: str = "reranker") -> Contender:
 
 
 def by_score(scorer: PairScorer) -> Callable[[str, Sequence[str]], list[int]]:
-    """Return a callable for ``evaluate`` from a judge of (query, texts) such as a cross-encoder; ties keep the input order."""
+    """Return a callable for ``evaluate`` from a judge of (query, texts), such as a cross-encoder.
+
+    Ties keep the input order.
+    """
 
     def order(query: str, texts: Sequence[str]) -> list[int]:
         scores = [float(score) for score in scorer(query, texts)]
@@ -117,9 +120,10 @@ def _by_compressor(compressor: Any, name: str) -> Contender:
     from langchain_core.documents import Document
 
     def order(candidates: Candidates) -> list[int]:
+        found = zip(candidates.ids, candidates.texts, candidates.scores, strict=True)
         documents = [
             Document(id=one, page_content=text, metadata={"relevance_score": score, _PLACE: place})
-            for place, (one, text, score) in enumerate(zip(candidates.ids, candidates.texts, candidates.scores, strict=True))
+            for place, (one, text, score) in enumerate(found)
         ]
         place_of = {one: place for place, one in enumerate(candidates.ids)}
         kept = compressor.compress_documents(documents, candidates.query)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from neuralcache_plugins.errors import InvalidInputError
-from neuralcache_plugins.evaluation.uncertainty import Array, Interval, bootstrap_mean, bootstrap_ratio, finite
+from neuralcache_plugins.evaluation.uncertainty import Array, Bootstrap, Interval, finite
 
 FOLDS = 5
 RIDGE = 1.0
@@ -40,7 +40,8 @@ class Counterfactual:
 
     def as_dict(self) -> dict[str, object]:
         """Return everything, ready for JSON."""
-        estimates = {name: getattr(self, name).as_dict() for name in ("logged", "ips", "snips", "doubly_robust", "gain")}
+        names = ("logged", "ips", "snips", "doubly_robust", "gain")
+        estimates = {name: getattr(self, name).as_dict() for name in names}
         return {
             "rankings": self.rankings, "matches": self.matches,
             "effective_sample_size": finite(self.effective_sample_size),
@@ -50,7 +51,7 @@ class Counterfactual:
 
 def counterfactual(
     rewards: Array, propensities: Array, matches: Array, logged_features: Array, chosen_features: Array, *,
-    clusters: Sequence[str] | None = None, confidence: float = 0.95, resamples: int = 2_000, seed: int = 0,
+    clusters: Sequence[str] | None = None, bootstrap: Bootstrap | None = None,
 ) -> Counterfactual:
     """Estimate the value of another choice from n logged ones.
 
@@ -70,21 +71,17 @@ def counterfactual(
     total, largest = float(weights.sum()), float(weights.max(initial=0.0))
     expected, predicted = _cross_fitted(rewards, logged_features, chosen_features)
     robust = expected + weights * (rewards - predicted)
-    how = {"confidence": confidence, "resamples": resamples, "seed": seed}
-
-    def mean(values: Array) -> Interval:
-        return bootstrap_mean(values, clusters=clusters, **how)  # type: ignore[arg-type]  # one dict for three kinds
-
+    sure = bootstrap or Bootstrap()
     return Counterfactual(
         rankings=len(rewards),
         matches=int((weights > 0).sum()),
         effective_sample_size=total**2 / float(weights @ weights) if total else 0.0,
         largest_weight_share=largest / total if total else 0.0,
-        logged=mean(rewards),
-        ips=mean(weights * rewards),
-        snips=bootstrap_ratio(weights * rewards, weights, clusters=clusters, **how),  # type: ignore[arg-type]
-        doubly_robust=mean(robust),
-        gain=mean(robust - rewards),
+        logged=sure.mean(rewards, clusters),
+        ips=sure.mean(weights * rewards, clusters),
+        snips=sure.ratio(weights * rewards, weights, clusters),
+        doubly_robust=sure.mean(robust, clusters),
+        gain=sure.mean(robust - rewards, clusters),
     )
 
 
@@ -107,8 +104,7 @@ def _ridge(features: Array, rewards: Array) -> Array:
     table = _with_one(features)
     penalty = RIDGE * np.eye(table.shape[1])
     penalty[-1, -1] = 1e-9
-    weights: Array = np.linalg.solve(table.T @ table + penalty, table.T @ rewards)
-    return weights
+    return np.linalg.solve(table.T @ table + penalty, table.T @ rewards).astype(np.float64)
 
 
 def _with_one(features: Array) -> Array:

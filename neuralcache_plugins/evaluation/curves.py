@@ -91,7 +91,8 @@ class Simulation:
         """Return settings and summary, ready for JSON."""
         last = self._last
         figures = {
-            name: {"all": self.mean(name), "last": self.mean(name, last=last), "seeds": list(self.spread(name, last=last))}
+            name: {"all": self.mean(name), "last": self.mean(name, last=last),
+                   "seeds": list(self.spread(name, last=last))}
             for name in CURVES
         }
         return {
@@ -138,10 +139,10 @@ class Simulation:
 
     @property
     def _last(self) -> int:
-        return max(1, self.first.shape[1] // 4)
+        return max(1, len(self.first[0]) // 4)
 
     def _window(self, window: int | None) -> int:
-        return window or max(1, self.first.shape[1] // 10)
+        return window or max(1, len(self.first[0]) // 10)
 
     def _values(self, name: str) -> Array:
         if name not in CURVES:

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from neuralcache_plugins.errors import MissingExtraError
+from neuralcache_plugins.evaluation.uncertainty import Interval
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,7 +29,7 @@ def panels(count: int, *, width: float = 8.0, height: float = 3.2, across: bool 
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        if error.name != "matplotlib":
+        if error.name not in {"matplotlib", "matplotlib.figure"}:
             raise
         raise MissingExtraError("matplotlib", extra="eval") from error
     size = (width * count, height) if across else (width, height * count)
@@ -46,6 +47,14 @@ def line(axes: Axes, x: Any, y: Any, *, index: int, label: str, band: tuple[Any,
         axes.fill_between(x, band[0], band[1], color=colour, alpha=0.2, linewidth=0)
 
 
+def whisker(axes: Axes, interval: Interval, place: float, *, index: int, label: str | None = None) -> None:
+    """Draw an estimate with its interval, lying, at height ``place``."""
+    # a percentile interval need not hold the estimate itself
+    reach = [[max(0.0, interval.value - interval.low)], [max(0.0, interval.high - interval.value)]]
+    colour = PALETTE[index % len(PALETTE)]
+    axes.errorbar(interval.value, place, xerr=reach, fmt="o", capsize=3, color=colour, label=label)
+
+
 def label(axes: Axes, *, x: str, y: str, title: str = "", legend: bool = True) -> None:
     """Name axes with their units, and everything else a reader needs."""
     axes.set_xlabel(x)
@@ -58,7 +67,7 @@ def label(axes: Axes, *, x: str, y: str, title: str = "", legend: bool = True) -
 
 
 def moving_mean(values: npt.NDArray[np.float64], window: int) -> npt.NDArray[np.float64]:
-    """Return the mean of the last ``window`` values at each place, of fewer at the start, shape as ``values`` (..., n)."""
+    """Return the mean of the last ``window`` values at each place, fewer at the start; shape as ``values`` (..., n)."""
     total = np.concatenate([np.zeros((*values.shape[:-1], 1)), np.cumsum(values, axis=-1)], axis=-1)
     end = np.arange(1, values.shape[-1] + 1)
     start = np.maximum(0, end - window)

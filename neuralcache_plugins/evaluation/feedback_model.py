@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Literal
@@ -78,7 +79,7 @@ class FeedbackModel:
         return _one_of(shown if self.adversary == "random" else wrong, rng)
 
     def _examined(self, rank: int) -> float:
-        return float(rank) ** -self.position_bias
+        return math.pow(rank, -self.position_bias)
 
 
 def nearest_swaps(rows: Matrix, share: float, rng: np.random.Generator) -> list[int]:

@@ -59,9 +59,8 @@ class JudgedSet:
         folder = Path(path)
         judged = Path(qrels) if qrels is not None else _found(folder, f"qrels/{split}.tsv", "qrels.tsv")
         documents = [(name, passage(row)) for name, row in _rows(_found(folder, "corpus.jsonl"))]
-        asked = [
-            (name, str(row[query_field])) for name, row in _rows(_found(folder, "queries.jsonl")) if row.get(query_field)
-        ]
+        lines = _rows(_found(folder, "queries.jsonl"))
+        asked = [(name, str(row[query_field])) for name, row in lines if row.get(query_field)]
         return cls(
             name=folder.resolve().name,
             ids=tuple(name for name, _ in documents),
@@ -79,7 +78,7 @@ def passage(row: Mapping[str, Any]) -> str:
 
 
 def read_qrels(path: str | Path) -> dict[str, dict[str, int]]:
-    """Read judgements: ``question document grade``, with or without a header, or TREC's ``question 0 document grade``."""
+    """Read judgements: question, document, grade with or without a header, or TREC's question, 0, document, grade."""
     qrels: dict[str, dict[str, int]] = {}
     for number, line in enumerate(lines_of(Path(path)), start=1):
         cells = line.split("\t") if "\t" in line else line.split()

@@ -17,8 +17,7 @@ from neuralcache_plugins.evaluation.runs import Run
 from neuralcache_plugins.evaluation.scoreboard import Comparison, Evaluation, Score
 from neuralcache_plugins.evaluation.uncertainty import (
     Array,
-    bootstrap_mean,
-    check_confidence,
+    Bootstrap,
     holm,
     randomisation_p,
 )
@@ -46,13 +45,13 @@ def evaluate(
     clock: Callable[[], float] = time.thread_time,
     progress: Progress | None = None,
 ) -> Evaluation:
-    """Rerank the first stage's candidates of every judged question with every reranker, and compare with the input order.
+    """Rerank the first stage's candidates of every judged question, and compare each reranker with the input order.
 
     ``judged`` is a set or a folder that ``JudgedSet.load`` reads. ``rerankers``, by name: a ``Reranker``, a LangChain
     compressor, a LlamaIndex postprocessor, a callable ``(query, texts) -> positions``, or None; the input order is
-    always there. What a reranker leaves out counts as not found, so give compressors a ``top_n`` that suits the metrics.
-    ``first_stage`` is "bm25" (the package's lexical core), "dense" (the local encoder), an encoder, a ``Run`` or its
-    file. ``metrics`` are names that ``ir-measures`` knows.
+    always there. What a reranker leaves out counts as not found, so give compressors a ``top_n`` that suits the
+    metrics. ``first_stage`` is "bm25" (over the words of the lexical core), "dense" (the local encoder), an encoder, a
+    ``Run`` or its file. ``metrics`` are names that ``ir-measures`` knows.
 
     Gains come with a bootstrap interval over questions and a paired randomisation test, Holm-corrected over all
     rerankers and metrics. ``clock`` gives seconds; the default counts this thread's CPU time alone. A ``Reranker``
@@ -60,7 +59,7 @@ def evaluate(
 
     Raises ``InvalidInputError`` for what cannot be used and ``MissingExtraError`` without ``ir-measures``.
     """
-    check_confidence(confidence)
+    bootstrap = Bootstrap(confidence, resamples, seed)
     if candidates < 1:
         raise InvalidInputError(f"candidates must be at least 1, got {candidates}")
     judged = judged if isinstance(judged, JudgedSet) else JudgedSet.load(judged)
@@ -71,15 +70,14 @@ def evaluate(
     cases = _cases(judged, found, candidates)
     ran = {name: _ran(name, one, cases, judged, measures, clock, steps) for name, one in ready.items()}
     names = tuple(measures)
-    how = {"confidence": confidence, "resamples": resamples, "seed": seed}
-    gains = _compared(ran, names, permutations=permutations, how=how)
+    gains = _compared(ran, names, permutations=permutations, bootstrap=bootstrap)
     return Evaluation(
         judged=judged.name,
         first_stage=found.name,
         metrics=names,
         query_ids=judged.query_ids,
         candidates=candidates,
-        scores=tuple(_score(name, one, gains.get(name, {}), how) for name, one in ran.items()),
+        scores=tuple(_score(name, one, gains.get(name, {}), bootstrap) for name, one in ran.items()),
     )
 
 
@@ -128,7 +126,7 @@ def _measures(names: Sequence[str]) -> dict[str, Any]:
         try:
             measure = ir_measures.parse_measure(name)
         except (NameError, ValueError, SyntaxError) as error:
-            raise InvalidInputError(f"{name!r} is no metric of ir-measures, such as nDCG@10, RR@10, R@10: {error}") from error
+            raise InvalidInputError(f"{name!r} is no metric of ir-measures (such as nDCG@10): {error}") from error
         measures[str(measure)] = measure
     return measures
 
@@ -146,22 +144,22 @@ def _measured(judged: JudgedSet, found: Mapping[str, Mapping[str, float]], measu
 
 
 def _compared(
-    ran: Mapping[str, _Ran], metrics: Sequence[str], *, permutations: int, how: dict[str, Any]
+    ran: Mapping[str, _Ran], metrics: Sequence[str], *, permutations: int, bootstrap: Bootstrap
 ) -> dict[str, dict[str, Comparison]]:
     pairs = [(name, metric) for name in ran if name != INPUT for metric in metrics]
     differences = {(name, metric): ran[name].values[metric] - ran[INPUT].values[metric] for name, metric in pairs}
-    chances = [randomisation_p(differences[pair], permutations=permutations, seed=how["seed"]) for pair in pairs]
+    chances = [randomisation_p(differences[pair], permutations=permutations, seed=bootstrap.seed) for pair in pairs]
     gains: dict[str, dict[str, Comparison]] = {}
     for pair, p, corrected in zip(pairs, chances, holm(chances), strict=True):
-        gains.setdefault(pair[0], {})[pair[1]] = Comparison(bootstrap_mean(differences[pair], **how), p, corrected)
+        gains.setdefault(pair[0], {})[pair[1]] = Comparison(bootstrap.mean(differences[pair]), p, corrected)
     return gains
 
 
-def _score(name: str, one: _Ran, gains: Mapping[str, Comparison], how: dict[str, Any]) -> Score:
+def _score(name: str, one: _Ran, gains: Mapping[str, Comparison], bootstrap: Bootstrap) -> Score:
     milliseconds = 1000.0 * np.array(one.seconds)
     return Score(
         name=name,
-        means={metric: bootstrap_mean(values, **how) for metric, values in one.values.items()},
+        means={metric: bootstrap.mean(values) for metric, values in one.values.items()},
         per_query=one.values,
         gains=gains,
         cpu_median_ms=float(np.median(milliseconds)),

@@ -47,8 +47,8 @@ class Replay:
     """One log, three orders: as logged, cold, replayed.
 
     ``values[metric]`` has shape (graded rankings, 3), in the order of the log; "RR" is the reciprocal rank of the first
-    rewarded document among those shown, "first" is 1 where it stood first, "log-loss" is in nats. ``means[order][metric]``
-    and ``gains["over logged" | "over cold"][metric]`` are their means, gains positive where the replayed order is better.
+    rewarded document among those shown, "first" is 1 where it stood first, "log-loss" is in nats. Their means are in
+    ``means[order][metric]`` and ``gains["over logged" | "over cold"][metric]``, positive where the replay is better.
     """
 
     namespaces: tuple[str, ...]
@@ -75,8 +75,8 @@ class Replay:
         metrics = tuple(self.values)
         rows = [(order, *(str(self.means[order][metric]) for metric in metrics)) for order in ORDERS]
         rows += [(f"gain {name}", *(one[metric].signed() for metric in metrics)) for name, one in self.gains.items()]
-        caption = (f"{self.rankings} rankings, {self.feedback} feedback, {len(self)} of them tell an order; replayed with "
-                   f"{self.replayed}")
+        caption = (f"{self.rankings} rankings, {self.feedback} feedback, {len(self)} rankings tell an order; "
+                   f"replayed with {self.replayed}")
         return Table(caption, ("order", *metrics), tuple(rows))
 
     def counterfactual_table(self) -> Table | None:
@@ -128,9 +128,7 @@ class Replay:
         above.set_ylim(0.0, 1.02)
         pairs = [(name, metric) for name in self.gains for metric in ("RR", "first")]
         for place, (name, metric) in enumerate(pairs):
-            gain = self.gains[name][metric]
-            below.errorbar(gain.value, place, xerr=[[gain.value - gain.low], [gain.high - gain.value]], fmt="o",
-                           capsize=3, color=drawing.PALETTE[place // 2])
+            drawing.whisker(below, self.gains[name][metric], place, index=place // 2)
         below.set_yticks(range(len(pairs)), [f"{metric} {name}" for name, metric in pairs])
         below.axvline(0.0, color="0.4", linewidth=0.8, linestyle=":")
         drawing.label(below, x="gain of the replayed order (difference of means)", y="", legend=False)

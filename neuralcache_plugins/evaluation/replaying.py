@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,12 +18,13 @@ from neuralcache_plugins.evaluation.replayed import ORDERS, Learned, Replay
 from neuralcache_plugins.evaluation.rescoring import (
     LoggedRanker,
     Refold,
+    Scores,
     events_of,
     logged_log_probabilities,
     ranker_of,
 )
 from neuralcache_plugins.evaluation.retrieval import Progress
-from neuralcache_plugins.evaluation.uncertainty import Array, bootstrap_mean, check_confidence
+from neuralcache_plugins.evaluation.uncertainty import Array, Bootstrap
 from neuralcache_plugins.evaluation.verdicts import said
 from neuralcache_plugins.settings import RerankSettings
 from neuralcache_plugins.stores import open_store
@@ -34,7 +36,7 @@ def replay(
     store: TelemetryStore | str | None = None,
     *,
     settings: RerankSettings | None = None,
-    ranker: LoggedRanker | Callable[[RankingServed], Sequence[float]] | None = None,
+    ranker: LoggedRanker | Callable[[RankingServed], Scores] | None = None,
     namespace: str | Sequence[str] | None = None,
     logged_with: RerankSettings | None = None,
     confidence: float = 0.95,
@@ -55,44 +57,46 @@ def replay(
     exploration was recorded there are counterfactual estimates as well. ``Replay.claims`` and ``Replay.warnings`` say
     in words what the data support and what they cannot.
     """
-    check_confidence(confidence)
+    bootstrap = Bootstrap(confidence, resamples, seed)
     if settings is not None and ranker is not None:
         raise InvalidInputError("replay takes settings or a ranker, not both")
+    current = logged_with or RerankSettings()
+    chosen = settings or RerankSettings()
+    refold = Refold(chosen, logged_with=current)
+    scorer: LoggedRanker = refold if ranker is None else ranker_of(ranker)
     with opened_for_reading(store) as source:
         names = namespaces_of(source, namespace)
-        chosen = settings or RerankSettings()
-        refold = Refold(chosen, logged_with=logged_with or RerankSettings())
         head = source.head().position
-        rows, counts = walk(
-            events_of(source, names), refold if ranker is None else ranker_of(ranker), progress=progress, upto=head
-        )
-    how = {"confidence": confidence, "resamples": resamples, "seed": seed}
-    graded = [row for row in rows if row.graded]
-    values = {metric: np.array([row.values[metric] for row in graded]).reshape(-1, len(ORDERS)) for metric in METRICS}
-    explored = _explored(rows, how)
-    draft = Replay(
-        namespaces=names, rankings=counts.rankings, feedback=counts.feedback,
-        replayed="another ranker" if ranker is not None else _changes(chosen, logged_with or RerankSettings()),
+        rows, counts = walk(events_of(source, names, upto=head), scorer, progress=progress, upto=head)
+    how = "another ranker" if ranker is not None else _changes(chosen, current)
+    draft = _result([row for row in rows if row.graded], names=names, counts=counts, how=how, bootstrap=bootstrap)
+    learned = {} if ranker is not None else {name: Learned.of(state) for name, state in refold.states.items()}
+    draft = dataclasses.replace(draft, counterfactual=_explored(rows, bootstrap), learned=learned)
+    return said(draft, rows=rows, counts=counts, refold=refold if ranker is None else None)
+
+
+def _result(
+    graded: Sequence[Row], *, names: tuple[str, ...], counts: Counts, how: str, bootstrap: Bootstrap
+) -> Replay:
+    each = [row.values for row in graded]
+    values = {metric: np.array([one[metric] for one in each]).reshape(-1, len(ORDERS)) for metric in METRICS}
+    clusters = tuple(row.question for row in graded)
+    means = {
+        order: {metric: bootstrap.mean(values[metric][:, at], clusters) for metric in METRICS}
+        for at, order in enumerate(ORDERS)
+    }
+    gains = {
+        f"over {order}": {
+            metric: bootstrap.mean(improvement(values[metric], metric, at), clusters) for metric in METRICS
+        }
+        for at, order in enumerate(ORDERS[:2])
+    }
+    return Replay(
+        namespaces=names, rankings=counts.rankings, feedback=counts.feedback, replayed=how,
         positions=np.array([row.position for row in graded], dtype=np.int64),
         ranking_ids=tuple(row.ranking_id for row in graded), of_namespace=tuple(row.namespace for row in graded),
-        clusters=tuple(row.question for row in graded), values=values,
-        means={
-            order: {metric: bootstrap_mean(values[metric][:, at], clusters=[row.question for row in graded], **how)
-                    for metric in METRICS}
-            for at, order in enumerate(ORDERS)
-        },
-        gains={
-            f"over {order}": {
-                metric: bootstrap_mean(improvement(values[metric], metric, at), clusters=[r.question for r in graded],
-                                       **how)
-                for metric in METRICS
-            }
-            for at, order in enumerate(ORDERS[:2])
-        },
-        counterfactual=explored,
-        learned={} if ranker is not None else {name: Learned.of(state) for name, state in refold.states.items()},
+        clusters=clusters, values=values, means=means, gains=gains, counterfactual=None, learned={},
     )
-    return said(draft, rows=rows, counts=counts, refold=refold if ranker is None else None)
 
 
 @dataclass(slots=True)
@@ -225,7 +229,7 @@ def _loss(order: Array, target: Array) -> float:
     return -float(target @ order)
 
 
-def _explored(rows: Sequence[Row], how: dict[str, Any]) -> Counterfactual | None:
+def _explored(rows: Sequence[Row], bootstrap: Bootstrap) -> Counterfactual | None:
     explored = [row for row in rows if row.propensity < 1.0]
     if not explored:
         return None
@@ -236,7 +240,7 @@ def _explored(rows: Sequence[Row], how: dict[str, Any]) -> Counterfactual | None
         np.array([place == 0 for place in chosen]),
         np.array([_features(row, 0) for row in explored]),
         np.array([_features(row, place) for row, place in zip(explored, chosen, strict=True)]),
-        clusters=[row.question for row in explored], **how,
+        clusters=[row.question for row in explored], bootstrap=bootstrap,
     )
 
 

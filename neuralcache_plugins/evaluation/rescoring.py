@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 
@@ -36,11 +36,15 @@ SHARPNESS = 1.75
 """The default of ``core.fusion.cold_log_probabilities``."""
 
 
+Scores: TypeAlias = Sequence[float] | Array
+"""One number per shown document."""
+
+
 class LoggedRanker(Protocol):
     """Scores logged rankings and learns from logged feedback; called in the order of the log."""
 
-    def score(self, ranking: RankingServed) -> Sequence[float]:
-        """Return one number per shown document, higher is better."""
+    def score(self, ranking: RankingServed) -> Scores:
+        """Return one finite number per shown document, higher is better."""
 
     def learn(self, recorded: Recorded) -> None:
         """Take in the next event, which may be a ranking or feedback."""
@@ -112,10 +116,10 @@ class Refold:
 class Function:
     """A plain function of a logged ranking as a ranker that does not learn."""
 
-    def __init__(self, function: Callable[[RankingServed], Sequence[float]]) -> None:
+    def __init__(self, function: Callable[[RankingServed], Scores]) -> None:
         self._function = function
 
-    def score(self, ranking: RankingServed) -> Sequence[float]:
+    def score(self, ranking: RankingServed) -> Scores:
         """Return what the function says."""
         return self._function(ranking)
 
@@ -177,13 +181,16 @@ def recast(ranking: RankingServed, *, settings: RerankSettings, logged_with: Rer
         return None
     scale, slope = solved
     # with a silent prior the dense signal speaks with weight 1, see core.fusion.cold_worth
-    before, after = (1.0 if one.dense_weight and not prior.any() else one.dense_weight for one in (logged_with, settings))
+    alone = not prior.any()
+    before, after = (1.0 if alone and one.dense_weight else one.dense_weight for one in (logged_with, settings))
     if before == 0.0 and (slope * float(np.ptp(dense)) > _AGREES or (after > 0.0 and dense.any())):
         return None
     worth = scale * (prior + settings.lexical_weight * lexical)
     if before > 0.0:
         worth += slope * after / before * (dense + settings.narrative_weight * bent)
-    return np.log(np.exp(log_softmax(worth)) * chance[usable].sum() + _FLOOR)
+    mass = float(chance[usable].sum())
+    moved: Array = np.log(np.exp(log_softmax(worth)) * mass + _FLOOR)
+    return moved
 
 
 def _scale_and_slope(logit: Array, about: Array, dense: Array) -> tuple[float, float] | None:
@@ -208,12 +215,11 @@ def _scale_and_slope(logit: Array, about: Array, dense: Array) -> tuple[float, f
     return float(scale), max(0.0, float(slope))
 
 
-def events_of(store: TelemetryStore, namespaces: Sequence[str]) -> Iterator[Recorded]:
-    """Yield the events of the namespaces by position, up to where the log stands now."""
-    head = store.head().position
+def events_of(store: TelemetryStore, namespaces: Sequence[str], *, upto: int) -> Iterator[Recorded]:
+    """Yield the events of the namespaces by position, up to the position ``upto``."""
     only = namespaces[0] if len(namespaces) == 1 else None
     wanted, after = set(namespaces), 0
-    while batch := store.read(after=after, upto=head, namespace=only, limit=_READ):
+    while batch := store.read(after=after, upto=upto, namespace=only, limit=_READ):
         yield from (one for one in batch if one.event.namespace in wanted)
         after = batch[-1].position
 

@@ -49,7 +49,8 @@ class Bm25:
         """Return one score per text, shape (n,); 0 where no word of the question stands."""
         total = np.zeros(self._count)
         asked, times = np.unique(np.frombuffer(token_statistics(query).ids, dtype=np.uint32), return_counts=True)
-        for word, often, at in zip(asked.tolist(), times.tolist(), self._words.searchsorted(asked).tolist(), strict=True):
+        places = self._words.searchsorted(asked).tolist()
+        for word, often, at in zip(asked.tolist(), times.tolist(), places, strict=True):
             if at < len(self._words) and self._words[at] == word:
                 postings = slice(self._starts[at], self._ends[at])
                 total[self._documents[postings]] += often * self._weights[postings]

@@ -69,7 +69,10 @@ def _from_trec(path: Path) -> dict[str, dict[str, float]]:
             rows.setdefault(cells[0], []).append((int(cells[3]), cells[2], float(cells[4])))
         except ValueError as error:
             raise InvalidInputError(f"{path}:{number} has no rank or score: {error}") from error
-    return {name: {doc: score for _, doc, score in sorted(found, key=lambda row: row[0])} for name, found in rows.items()}
+    return {
+        name: {document: score for _, document, score in sorted(found, key=lambda row: row[0])}
+        for name, found in rows.items()
+    }
 
 
 def _stem(path: Path) -> str:

@@ -63,13 +63,12 @@ class Evaluation:
         raise KeyError(name)
 
     def table(self) -> Table:
-        """Return one row per reranker: each metric with its gain, interval and corrected p-value, and CPU time."""
-        header = ["reranker", *(f"{name} {what}" for name in self.metrics for what in ("mean", "gain", "p (Holm)"))]
-        rows = [tuple(self._cells(score)) for score in self.scores]
+        """Return one row per metric and reranker: mean, gain with interval and corrected p-value, and CPU time."""
         confidence = round(100 * self.scores[0].means[self.metrics[0]].confidence)
-        caption = (f"{self.judged}: {len(self.query_ids)} questions, {self.candidates} candidates by {self.first_stage}; "
-                   f"gains over the input order with {confidence} % intervals")
-        return Table(caption, (*header, "CPU median, ms", "CPU p95, ms"), tuple(rows))
+        caption = (f"{self.judged}: {len(self.query_ids)} questions, {self.candidates} candidates by "
+                   f"{self.first_stage}; gains over the input order with {confidence} % intervals")
+        header = ("metric", "reranker", "mean", "gain", "p (Holm)", "CPU ms, median", "p95")
+        return Table(caption, header, tuple(self._rows()))
 
     def as_dict(self) -> dict[str, Any]:
         """Return everything but per-question values, ready for JSON."""
@@ -100,11 +99,7 @@ class Evaluation:
         figure, axes = drawing.panels(len(self.metrics), width=3.6, height=1.2 + 0.4 * len(self.scores), across=True)
         for panel, metric in zip(axes, self.metrics, strict=True):
             for place, score in enumerate(self.scores):
-                mean = score.means[metric]
-                panel.errorbar(
-                    mean.value, place, xerr=[[mean.value - mean.low], [mean.high - mean.value]], fmt="o", capsize=3,
-                    color=drawing.PALETTE[place % len(drawing.PALETTE)],
-                )
+                drawing.whisker(panel, score.means[metric], place, index=place)
             panel.set_yticks(range(len(self.scores)), [score.name for score in self.scores])
             panel.invert_yaxis()
             drawing.label(panel, x=f"mean {metric} (0 to 1)", y="", legend=False)
@@ -114,15 +109,13 @@ class Evaluation:
     def _repr_html_(self) -> str:
         return self.table().html()
 
-    def _cells(self, score: Score) -> Iterator[str]:
-        yield score.name
-        for name in self.metrics:
-            yield f"{score.means[name].value:.3f}"
-            compared = score.gains.get(name)
-            yield "" if compared is None else compared.gain.signed()
-            yield "" if compared is None else f"{compared.p_holm:.4f}"
-        yield f"{score.cpu_median_ms:.2f}"
-        yield f"{score.cpu_p95_ms:.2f}"
+    def _rows(self) -> Iterator[tuple[str, ...]]:
+        for metric in self.metrics:
+            for score in self.scores:
+                one = score.gains.get(metric)
+                compared = ("", "") if one is None else (one.gain.signed(), f"{one.p_holm:.4f}")
+                spent = f"{score.cpu_median_ms:.2f}", f"{score.cpu_p95_ms:.2f}"
+                yield (metric, score.name, f"{score.means[metric].value:.3f}", *compared, *spent)
 
     def _entry(self, score: Score) -> dict[str, Any]:
         gains = {name: {**one.gain.as_dict(), "p": one.p, "p_holm": one.p_holm} for name, one in score.gains.items()}

@@ -28,7 +28,6 @@ NEVER = 1e8
 class _Passed(NamedTuple):
     """What one pass saw, one number per question."""
 
-    order: Array
     first: Array
     ndcg: Array
     cold_first: Array
@@ -121,7 +120,7 @@ def _pass(
             # not left to the background thread: what is learned when must not depend on the machine
             reranker.flush()
             tick(step + 1)
-    return _Passed(order, *seen)
+    return _Passed(*seen)
 
 
 def _deliver(
@@ -157,7 +156,7 @@ def _first(places: Sequence[int], right: Sequence[int]) -> bool:
 
 
 def _ndcg(places: Sequence[int], right: Sequence[int], shown: int) -> float:
-    """Return nDCG among those shown with equal grades (Järvelin and Kekäläinen, TOIS 20, 2002), 0 if nothing is right."""
+    """Return nDCG among those shown, all grades 1 (Järvelin and Kekäläinen, TOIS 20, 2002); 0 if nothing is right."""
     gained = sum(1.0 / np.log2(rank + 2) for rank, one in enumerate(places) if one in right)
     ideal = sum(1.0 / np.log2(rank + 2) for rank in range(min(shown, len(right))))
     return float(gained / ideal) if ideal else 0.0

@@ -86,23 +86,25 @@ class Stream:
         kept = [at for at, name in enumerate(judged.ids) if name in wanted]
         place = {judged.ids[at]: index for index, at in enumerate(kept)}
         if unknown := wanted - place.keys():
-            raise InvalidInputError(f"the run names documents that {judged.name!r} does not have: {sorted(unknown)[:3]}")
+            raise InvalidInputError(f"the run names documents that {judged.name!r} lacks: {sorted(unknown)[:3]}")
         texts = [judged.texts[at] for at in kept]
         asked, rows = _encoded(judged.queries, texts, encoder, question_vectors,
                                None if document_vectors is None else np.asarray(document_vectors)[kept])
         grades = [judged.qrels[query_id] for query_id in judged.query_ids]
         return cls(
             name=judged.name, questions=judged.queries,
-            right=tuple(tuple(place[name] for name, grade in one.items() if grade > 0 and name in place) for one in grades),
-            ids=tuple(judged.ids[at] for at in kept), texts=tuple(texts), question_vectors=asked, document_vectors=rows,
+            right=tuple(tuple(place[name] for name, grade in one.items() if grade > 0 and name in place)
+                        for one in grades),
+            ids=tuple(judged.ids[at] for at in kept), texts=tuple(texts), question_vectors=asked,
+            document_vectors=rows,
             candidates=tuple(tuple(place[name] for name, _ in found) for found in best),
             prior_scores=tuple(tuple(score for _, score in found) for found in best),
         )
 
     @classmethod
     def synthetic(
-        cls, *, questions: int = 2_000, documents: int = 40, width: int = 32, document_noise: float = 1.2,
-        question_noise: float = 1.0, seed: int = 0,
+        cls, *, questions: int = 2_000, documents: int = 40, width: int = 32, document_noise: float = 1.3,
+        question_noise: float = 1.3, seed: int = 0,
     ) -> Stream:
         """Make a stream of random vectors: no text, no encoder, no download.
 

@@ -54,7 +54,7 @@ class Tuning:
     reason: str
 
     def save(self, path: str | Path) -> None:
-        """Write the recommended changes: TOML for ``.toml`` (keys of ``RerankSettings``), else lines for the environment.
+        """Write what is recommended: TOML for ``.toml`` (keys of ``RerankSettings``), else lines for the environment.
 
         Raises ``InvalidInputError`` with the reason where nothing is recommended.
         """
@@ -71,8 +71,8 @@ class Tuning:
         """Return one row per trial, the best to choose first."""
         ordered = sorted(self.trials, key=lambda one: -one.gain_chosen_on)
         rows = tuple((one.told(), f"{one.gain_chosen_on:+.4f}", one.gain.signed()) for one in ordered)
-        caption = (f"gain in {self.metric} over the current settings: chosen on {self.head} rankings, tested on the last "
-                   f"{self.tail}")
+        caption = (f"gain in {self.metric} over the current settings: chosen on {self.head} rankings, tested on the "
+                   f"last {self.tail}")
         return Table(caption, ("changes", "where chosen", "held out"), rows)
 
     def as_dict(self) -> dict[str, Any]:
@@ -103,8 +103,7 @@ class Tuning:
         for place, one in enumerate(ordered):
             axes.plot(one.gain_chosen_on, place, "D", color=drawing.PALETTE[1], markersize=5,
                       label="where chosen" if place == 0 else None)
-            axes.errorbar(one.gain.value, place, xerr=[[one.gain.value - one.gain.low], [one.gain.high - one.gain.value]],
-                          fmt="o", capsize=3, color=drawing.PALETTE[0], label="held out" if place == 0 else None)
+            drawing.whisker(axes, one.gain, place, index=0, label="held out" if place == 0 else None)
         axes.set_yticks(range(len(ordered)), [one.told() for one in ordered])
         axes.axvline(0.0, color="0.4", linewidth=0.8, linestyle=":")
         drawing.label(axes, x=f"gain in {self.metric} over the current settings (difference of means)", y="",

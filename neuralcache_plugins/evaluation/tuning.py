@@ -7,7 +7,6 @@ from itertools import product
 from typing import Any
 
 import numpy as np
-from pydantic import ValidationError
 
 from neuralcache_plugins.contracts import Recorded, TelemetryStore
 from neuralcache_plugins.errors import InvalidInputError
@@ -22,7 +21,7 @@ from neuralcache_plugins.evaluation.replaying import (
 from neuralcache_plugins.evaluation.rescoring import NOT_REPLAYABLE, Refold, events_of
 from neuralcache_plugins.evaluation.retrieval import Progress
 from neuralcache_plugins.evaluation.tuned import Trial, Tuning
-from neuralcache_plugins.evaluation.uncertainty import NOTHING, Array, Interval, bootstrap_mean, check_confidence
+from neuralcache_plugins.evaluation.uncertainty import NOTHING, Array, Bootstrap
 from neuralcache_plugins.evaluation.verdicts import ENOUGH_FEEDBACK
 from neuralcache_plugins.settings import RerankSettings
 
@@ -60,7 +59,7 @@ def tune(
     more than noise: the whole interval of the paired gain lies above 0, over at least 30 rankings. Costs one replay for
     each trial, with the log in memory.
     """
-    check_confidence(confidence)
+    bootstrap = Bootstrap(confidence, resamples, seed)
     if metric not in METRICS:
         raise InvalidInputError(f"metric must be one of {', '.join(METRICS)}, got {metric!r}")
     if not 0.0 < held_out < 1.0 or trials < 1:
@@ -69,13 +68,12 @@ def tune(
     asked = combinations(SPACE if space is None else space, current, trials=trials, seed=seed)
     with opened_for_reading(store) as source:
         names = namespaces_of(source, namespace)
-        log = list(events_of(source, names))
+        log = list(events_of(source, names, upto=source.head().position))
     rows = _replayed(log, current, current)
     cut = len(rows) - round(held_out * len(rows))
     tried = []
     for number, changes in enumerate(asked):
-        tried.append(_trial(changes, log, current, rows, cut=cut, metric=metric,
-                            how={"confidence": confidence, "resamples": resamples, "seed": seed}))
+        tried.append(_trial(changes, log, current, rows, cut=cut, metric=metric, bootstrap=bootstrap))
         if progress is not None:
             progress(number + 1, len(asked))
     best = max(tried, key=lambda one: one.gain_chosen_on, default=None)
@@ -91,13 +89,13 @@ def tune(
 def combinations(
     space: Mapping[str, Sequence[Any]], current: RerankSettings, *, trials: int, seed: int
 ) -> list[dict[str, Any]]:
-    """Return what to change for each combination that differs from ``current``, at most ``trials``, valid ones alone."""
+    """Return what each combination changes in ``current``, those that change nothing left out, at most ``trials``."""
     for name, values in space.items():
         if name not in RerankSettings.model_fields:
             raise InvalidInputError(f"RerankSettings has no {name!r}")
         if name in NOT_REPLAYABLE:
-            raise InvalidInputError(f"a log cannot tell what {name} would have changed, so it cannot be tuned by replay")
-        if isinstance(values, str) or not isinstance(values, Sequence) or not values:
+            raise InvalidInputError(f"a log cannot tell what {name} would have changed: it cannot be tuned by replay")
+        if isinstance(values, str) or not values:
             raise InvalidInputError(f"{name} must have a list of values to try, got {values!r}")
     found = []
     for values in product(*space.values()):
@@ -115,18 +113,19 @@ def changed(settings: RerankSettings, changes: Mapping[str, Any]) -> RerankSetti
     """Return a checked copy of ``settings``; ``InvalidInputError`` names what cannot be used."""
     try:
         return RerankSettings(**{**settings.model_dump(), **changes})
-    except ValidationError as error:
-        told = [f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}, got {fault['input']!r}" for fault in error.errors()]
-        raise InvalidInputError("; ".join(told)) from error
+    except ValueError as error:  # pydantic's
+        faults: Any = getattr(error, "errors", list)()
+        told = [f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}, got {fault['input']!r}" for fault in faults]
+        raise InvalidInputError("; ".join(told) or str(error)) from error
 
 
 def _trial(
     changes: dict[str, Any], log: Sequence[Recorded], current: RerankSettings, rows: Sequence[Row], *, cut: int,
-    metric: str, how: dict[str, Any],
+    metric: str, bootstrap: Bootstrap,
 ) -> Trial:
     other = _replayed(log, changed(current, changes), current)
     gains = _paired(other, rows, metric)
-    tail: Interval = bootstrap_mean(gains[cut:], clusters=[row.question for row in rows[cut:]], **how)
+    tail = bootstrap.mean(gains[cut:], [row.question for row in rows[cut:]])
     return Trial(changes, float(gains[:cut].mean()) if cut else 0.0, tail)
 
 
@@ -146,11 +145,12 @@ def _verdict(best: Trial | None, *, head: int, tail: int) -> tuple[Trial | None,
     if best is None:
         return None, "There was nothing to try: every combination equals the current settings."
     if tail < ENOUGH_FEEDBACK:
-        return None, (f"Only {tail} rankings with feedback that tells an order were held out (and {head} to choose on): at "
-                      f"least {ENOUGH_FEEDBACK} are needed to tell a gain from noise.")
+        return None, (f"Only {tail} rankings with feedback that tells an order were held out (and {head} to choose "
+                      f"on): at least {ENOUGH_FEEDBACK} are needed to tell a gain from noise.")
     if best.gain_chosen_on <= 0.0:
         return None, f"Nothing did better than the current settings on the {head} rankings to choose on."
-    told = f"gain on the {tail} rankings held out: {best.gain.signed()}, {round(100 * best.gain.confidence)} % interval"
+    sure = f"{best.gain.signed()}, {round(100 * best.gain.confidence)} % interval"
+    told = f"gain on the {tail} rankings held out: {sure}"
     if not best.gain.above_zero:
         return None, f"The best, {best.told()}, does not beat the current settings beyond noise ({told})."
     return best, f"{best.told()} beats the current settings ({told})."

@@ -1,4 +1,4 @@
-"""How sure a mean is: bootstrap intervals, the paired randomisation test, and Holm's correction. Numpy alone, seeded."""
+"""How sure a mean is: bootstrap intervals, the paired randomisation test, Holm's correction. Numpy alone, seeded."""
 
 from __future__ import annotations
 
@@ -58,42 +58,50 @@ def finite(value: float) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
-def bootstrap_mean(
-    values: Any, *, clusters: Sequence[str] | None = None, confidence: float = 0.95, resamples: int = 2_000, seed: int = 0
-) -> Interval:
-    """Return the mean of ``values`` (n,) with a percentile bootstrap interval; see ``bootstrap_ratio``."""
-    numbers = np.asarray(values, dtype=np.float64)
-    return bootstrap_ratio(
-        numbers, np.ones_like(numbers), clusters=clusters, confidence=confidence, resamples=resamples, seed=seed
-    )
+@dataclass(frozen=True, slots=True)
+class Bootstrap:
+    """How intervals are made: the percentile bootstrap of Efron (Annals of Statistics 7, 1979), seeded.
 
-
-def bootstrap_ratio(
-    over: Any, under: Any, *, clusters: Sequence[str] | None = None, confidence: float = 0.95, resamples: int = 2_000,
-    seed: int = 0,
-) -> Interval:
-    """Return sum(over) / sum(under) with a percentile bootstrap interval.
-
-    Efron (Annals of Statistics 7, 1979), percentile method. Whole ``clusters`` are drawn where given: rankings of
-    one question are not independent of each other. Below ten clusters the interval is too narrow (for five, by about
-    a quarter); below two there is none. O(resamples * clusters).
+    Whole ``clusters`` are drawn where given: rankings of one question are not independent of each other. Below ten
+    clusters the interval is too narrow (for five, by about a quarter); below two there is none.
     """
-    check_confidence(confidence)
-    top, bottom = _sums(np.asarray(over, dtype=np.float64), np.asarray(under, dtype=np.float64), clusters)
-    if not top.size or bottom.sum() == 0.0:
-        return Interval(math.nan, math.nan, math.nan, confidence)
-    value = float(top.sum() / bottom.sum())
-    if top.size < 2:
-        return Interval(value, math.nan, math.nan, confidence)
-    rng = np.random.default_rng(seed)
-    drawn: list[Array] = []
-    for size in _chunks(resamples, top.size):
-        chosen = rng.integers(top.size, size=(size, top.size))
-        below = bottom[chosen].sum(axis=1)
-        drawn.append(np.divide(top[chosen].sum(axis=1), below, out=np.full(size, value), where=below != 0))
-    tail = (1.0 - confidence) / 2.0
-    low, high = np.quantile(np.concatenate(drawn), [tail, 1.0 - tail])
-    return Interval(value, float(low), float(high), confidence)
+
+    confidence: float = 0.95
+    resamples: int = 2_000
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.confidence < 1.0:
+            raise InvalidInputError(f"confidence must be between 0 and 1, got {self.confidence}")
+        if self.resamples < 1:
+            raise InvalidInputError(f"resamples must be at least 1, got {self.resamples}")
+
+    def mean(self, values: Any, clusters: Sequence[str] | None = None) -> Interval:
+        """Return the mean of ``values`` (n,) with its interval; see ``ratio``."""
+        numbers = np.asarray(values, dtype=np.float64)
+        return self.ratio(numbers, np.ones_like(numbers), clusters)
+
+    def ratio(self, over: Any, under: Any, clusters: Sequence[str] | None = None) -> Interval:
+        """Return sum(over) / sum(under), arrays of shape (n,), with its interval. O(resamples * clusters)."""
+        top, bottom = _sums(np.asarray(over, dtype=np.float64), np.asarray(under, dtype=np.float64), clusters)
+        if not top.size or bottom.sum() == 0.0:
+            return Interval(math.nan, math.nan, math.nan, self.confidence)
+        value = float(top.sum() / bottom.sum())
+        if top.size < 2:
+            return Interval(value, math.nan, math.nan, self.confidence)
+        low, high = self._ends(top, bottom, value)
+        return Interval(value, low, high, self.confidence)
+
+    def _ends(self, top: Array, bottom: Array, value: float) -> tuple[float, float]:
+        rng = np.random.default_rng(self.seed)
+        drawn: list[Array] = []
+        for size in _chunks(self.resamples, top.size):
+            chosen = rng.integers(top.size, size=(size, top.size))
+            below = bottom[chosen].sum(axis=1)
+            drawn.append(np.divide(top[chosen].sum(axis=1), below, out=np.full(size, value), where=below != 0))
+        tail = (1.0 - self.confidence) / 2.0
+        low, high = np.quantile(np.concatenate(drawn), [tail, 1.0 - tail])
+        return float(low), float(high)
 
 
 def randomisation_p(differences: Any, *, permutations: int = 10_000, seed: int = 0) -> float:
@@ -110,9 +118,7 @@ def randomisation_p(differences: Any, *, permutations: int = 10_000, seed: int =
         return 1.0
     observed = abs(float(numbers.sum())) * (1.0 - 1e-12)
     if size < 63 and 2**size <= permutations:
-        codes = np.arange(2**size, dtype=np.int64)[:, None]
-        signs = 1.0 - 2.0 * ((codes >> np.arange(size)) & 1)
-        return float((np.abs(signs @ numbers) >= observed).mean())
+        return _exact_p(numbers, observed)
     rng = np.random.default_rng(seed)
     extreme = sum(
         int((np.abs((1.0 - 2.0 * rng.integers(2, size=(count, size))) @ numbers) >= observed).sum())
@@ -135,10 +141,13 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return corrected
 
 
-def check_confidence(confidence: float) -> None:
-    """Raise ``InvalidInputError`` for what is no confidence level."""
-    if not 0.0 < confidence < 1.0:
-        raise InvalidInputError(f"confidence must be between 0 and 1, got {confidence}")
+def _exact_p(numbers: Array, observed: float) -> float:
+    places, extreme, start = np.arange(numbers.size), 0, 0
+    for count in _chunks(2**numbers.size, numbers.size):
+        codes = np.arange(start, start + count, dtype=np.int64)[:, None]
+        extreme += int((np.abs((1.0 - 2.0 * ((codes >> places) & 1)) @ numbers) >= observed).sum())
+        start += count
+    return extreme / 2**numbers.size
 
 
 def _sums(over: Array, under: Array, clusters: Sequence[str] | None) -> tuple[Array, Array]:

@@ -25,6 +25,9 @@ MOST_OF_ONE = 0.2
 """No single ranking may carry more than this share of the weights."""
 
 TOP_ONLY = 0.95
+"""With a greater share of the rewards on the first document shown, the log says nothing about other orders."""
+
+FEW_QUESTIONS = 10
 
 
 def said(replay: Replay, *, rows: Sequence[Row], counts: Counts, refold: Refold | None) -> Replay:
@@ -65,54 +68,59 @@ def _doubts(replay: Replay, rows: Sequence[Row], counts: Counts) -> Iterator[str
     if not counts.rankings:
         yield "The log holds no rankings: nothing can be said."
         return
-    graded = len(replay)
+    graded, told = len(replay), sum(bool(row.rewards) for row in rows)
     if graded < ENOUGH_FEEDBACK:
         yield (f"Only {graded} rankings have feedback that prefers some shown documents to others; below "
                f"{ENOUGH_FEEDBACK} no gain is claimed.")
     if graded:
-        if _at_top(replay) >= TOP_ONLY:
-            yield (f"{_at_top(replay):.0%} of the rewards went to the first document shown: such a log cannot tell whether another "
-                   "order would have been better, so no gain is claimed.")
-        yield ("Rewards depend on what was shown where: people who click what stands on top favour the logged order. "
-               "Gains over the logged order are lower bounds at best; only exploration removes this.")
-    told = sum(bool(row.rewards) for row in rows)
+        yield from _doubts_of_position(replay)
     if told - graded > 0.5 * told:
-        yield (f"{told - graded} of {told} rankings with feedback reward nothing or everything that was shown; they say "
-               "nothing about its order.")
+        yield (f"{told - graded} of {told} rankings with feedback reward nothing or everything that was shown; "
+               "they say nothing about its order.")
     if counts.without_vector > 0.05 * counts.rankings:
-        yield f"{counts.without_vector} of {counts.rankings} rankings hold no question vector: they cannot be learned from."
-    if counts.feedback and graded and len(set(replay.clusters)) < 10:
-        yield f"The feedback is about {len(set(replay.clusters))} questions only: intervals over so few are too narrow."
+        yield (f"{counts.without_vector} of {counts.rankings} rankings hold no question vector: "
+               "they cannot be learned from.")
+    questions = len(set(replay.clusters))
+    if 0 < questions < FEW_QUESTIONS:
+        yield f"The feedback is about {questions} questions only: intervals over so few are too narrow."
+
+
+def _doubts_of_position(replay: Replay) -> Iterator[str]:
+    if _at_top(replay) >= TOP_ONLY:
+        yield (f"{_at_top(replay):.0%} of the rewards went to the first document shown: such a log cannot tell whether "
+               "another order would have been better, so no gain is claimed.")
+    yield ("People reward what they see: feedback favours the order that was shown, and whatever resembles it. "
+           "Only exploration takes that out.")
 
 
 def _doubts_of_exploration(replay: Replay, rows: Sequence[Row]) -> Iterator[str]:
     found = replay.counterfactual
     if found is None:
         if replay.rankings:
-            yield ("No exploration was recorded (every propensity is 1), so nothing can be claimed about orders that were "
-                   "never shown; NEURALCACHE_RERANK_EXPLORATION=0.05 records it from now on.")
+            yield ("No exploration was recorded (every propensity is 1), so nothing can be claimed about orders that "
+                   "were never shown; NEURALCACHE_RERANK_EXPLORATION=0.05 records it from now on.")
         return
     if found.rankings < replay.rankings:
         yield f"{found.rankings} of {replay.rankings} rankings were explored; the estimates speak of those alone."
     if not _is_enough(replay):
         yield (f"The effective sample size is {found.effective_sample_size:.1f} and one ranking carries "
-               f"{found.largest_weight_share:.0%} of the weights: too little for a counterfactual claim (wanted: at least "
-               f"{ENOUGH_SAMPLES:.0f}, at most {MOST_OF_ONE:.0%}).")
+               f"{found.largest_weight_share:.0%} of the weights: too little for a counterfactual claim "
+               f"(wanted: at least {ENOUGH_SAMPLES:.0f}, at most {MOST_OF_ONE:.0%}).")
     share = float(np.mean([len(row.ids) / max(1, row.candidates) for row in rows if row.propensity < 1.0]))
     if share < 0.999:
-        yield (f"Of the candidates {share:.0%} were shown: the estimates take it that the replayed ranker's first choice is "
-               "among them.")
+        yield (f"Of the candidates {share:.0%} were shown: the estimates take it that the replayed ranker's first "
+               "choice is among them.")
 
 
 def _doubts_of_recasting(refold: Refold | None) -> Iterator[str]:
     if refold is None or not refold.recast + refold.kept:
         return
-    yield ("The cold order was recomputed among the documents shown; what other weights would have brought up from the "
-           "rest is not in the log.")
+    yield ("The cold order was recomputed among the documents shown; what other weights would have brought up from "
+           "the rest is not in the log.")
     if refold.kept:
-        yield (f"For {refold.kept} of {refold.recast + refold.kept} rankings the log does not determine the cold order under "
-               "these weights (fewer than three documents shown, a scorer, or other settings at the time); their logged "
-               "cold order was kept.")
+        yield (f"For {refold.kept} of {refold.recast + refold.kept} rankings the log does not determine the cold order "
+               "under these weights (fewer than three documents shown, a scorer, or other settings at the time); "
+               "their logged cold order was kept.")
 
 
 def _at_top(replay: Replay) -> float:

@@ -72,7 +72,9 @@ class NeuralCacheCompressor(BaseDocumentCompressor):
         description="telemetry store or its URL; None: NEURALCACHE_STORE_URL, else a file in the user's data folder")
     namespace: str = Field(default="default", min_length=1, description="tenant: nothing learned crosses it")
     top_n: int | None = Field(default=3, ge=1, description="documents returned; None: all")
-    score_threshold: float | None = Field(default=None, description="documents that score below it are left out")
+    score_threshold: float | None = Field(
+        default=None, ge=0, le=1, description="documents that score below it are left out"
+    )
     score_key: str = Field(default="relevance_score", description="metadata key of the score on returned documents")
     id_key: str | Callable[[Document], str | None] | None = Field(
         default=None,
@@ -253,11 +255,11 @@ class NeuralCacheCompressor(BaseDocumentCompressor):
         return document_id(shown, self.id_key) or self.reranker.document_id(shown.page_content)
 
     def _rewards(self, rewards: Mapping[str | int, float] | Iterable[tuple[Shown, float]] | None
-                 ) -> dict[str | int, float] | None:
+                 ) -> list[tuple[str | int, float]] | None:
         if rewards is None:
             return None
         pairs = rewards.items() if isinstance(rewards, Mapping) else rewards
-        return {self._key(shown): reward for shown, reward in pairs}
+        return [(self._key(shown), reward) for shown, reward in pairs]
 
     def _feedback_namespace(self, ranking: Ranking | str | None, given: str | None) -> str | None:
         """Return where to look for the ranking; a ranking at hand knows its own namespace."""

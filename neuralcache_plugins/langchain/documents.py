@@ -38,7 +38,7 @@ def prior_score(document: Document, keys: Sequence[str]) -> float | None:
     """Return the first finite number in the metadata under one of the keys."""
     for key in keys:
         value = document.metadata.get(key)
-        if value is not None and (score := _finite(value)) is not None:
+        if value is not None and (score := _known(value)) is not None:
             return score
     return None
 
@@ -59,12 +59,12 @@ def _vector(document: Document) -> Any:
     return state.get("embedded_doc") if isinstance(state, dict) else None
 
 
-def _finite(value: Any) -> float | None:
+def _known(value: Any) -> float | None:
     if type(value) is not float:  # asking the abstract class takes longer than all the rest
         if not isinstance(value, Real) or isinstance(value, bool):
             return None
         try:
             value = float(value)
         except OverflowError:  # an int may be larger than any float
-            return None
-    return value if math.isfinite(value) else None
+            return math.inf if value > 0 else -math.inf
+    return None if math.isnan(value) else value

@@ -22,6 +22,7 @@ from neuralcache_plugins.errors import InvalidInputError
 from neuralcache_plugins.llamaindex.encoder import EmbedModelEncoder
 from neuralcache_plugins.reranker import Reranker
 from neuralcache_plugins.settings import RerankSettings
+from neuralcache_plugins.stores import mask
 
 Shown: TypeAlias = str | int | NodeWithScore | BaseNode
 """A document in feedback: its node id, its position in the list that was reranked, or the node itself."""
@@ -428,13 +429,5 @@ def _url(store: TelemetryStore | SecretStr | str) -> str:
 
 
 def _without_secret(url: str) -> str:
-    """Mask user, password and the values of options; file URLs have no such parts."""
-    scheme, separator, rest = url.partition("://")
-    if scheme == "sqlite" or not separator:
-        return url
-    rest, question, options = rest.partition("?")
-    if "@" in rest:
-        rest = f"{_MASK}@{rest.rpartition('@')[2]}"
-    if options:
-        options = "&".join(f"{option.partition('=')[0]}={_MASK}" for option in options.split("&"))
-    return f"{scheme}{separator}{rest}{question}{options}"
+    """Mask user, password and the values of options; the URL of a file has no such parts."""
+    return url if url.startswith(("sqlite:///", "memory://")) else mask(url)

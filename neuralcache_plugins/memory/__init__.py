@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Hashable, Sequence
 
-from neuralcache_plugins.contracts import Appended, Recorded, Snapshot, TelemetryStore
+from neuralcache_plugins.contracts import Appended, Head, Recorded, Snapshot, TelemetryStore
 from neuralcache_plugins.memory.snapshots import fold_name, pack, unpack
 from neuralcache_plugins.memory.state import LearnedState, Learner
 from neuralcache_plugins.settings import RerankSettings
@@ -32,11 +32,14 @@ class Memory:
         self._settings = settings
         self._fold = fold_name(settings)
         self._snapshot_every = snapshot_every
-        self._states: dict[str, LearnedState] = {}
+        self._states: OrderedDict[str, LearnedState] = OrderedDict()
         self._snapshot_at: dict[str, int] = {}
         self._sign: Hashable = None
         self._epoch = 0
         self._position = -1
+        self._known_sign: Hashable = None
+        self.known_epoch = 0
+        """The store's epoch as far as this process has seen; see ``epoch``."""
         self._absorbed: deque[tuple[Sequence[Recorded], Appended]] = deque()
 
     def state(self, namespace: str) -> LearnedState:
@@ -49,6 +52,10 @@ class Memory:
             state = self._states.get(namespace)
             if state is None:
                 state = self._states[namespace] = self._load(namespace)
+            self._states.move_to_end(namespace)
+            if len(self._states) > self._settings.namespaces_in_memory:
+                gone, _ = self._states.popitem(last=False)  # the log still has it
+                self._snapshot_at.pop(gone, None)
             return state
 
     def last_known(self, namespace: str) -> LearnedState:
@@ -63,6 +70,16 @@ class Memory:
         Costs next to nothing, so feedback need not wait for the fold. If others wrote in between, the log is read.
         """
         self._absorbed.append((recorded, appended))
+        if appended.before == self._known_sign:
+            self._known_sign = appended.sign
+
+    def epoch(self) -> int:
+        """Return the store's epoch; costs a query only when somebody else wrote since it was last asked."""
+        with self.lock:
+            sign = self._store.sign()
+            if sign != self._known_sign:
+                self._see(self._store.head(), sign)
+            return self.known_epoch
 
     def settle(self) -> None:
         """Fold what was absorbed."""
@@ -118,6 +135,7 @@ class Memory:
         if sign == self._sign and self._position >= 0:
             return
         head = self._store.head()
+        self._see(head, sign)
         if self._position < 0 or head.epoch != self._epoch:
             self._states.clear()
             self._snapshot_at.clear()
@@ -129,6 +147,10 @@ class Memory:
                 break
             self._fold_in(batch)
         self._sign = sign
+
+    def _see(self, head: Head, sign: Hashable) -> None:
+        self.known_epoch = head.epoch
+        self._known_sign = sign
 
     def _fold_in(self, batch: Sequence[Recorded]) -> None:
         for one in batch:

@@ -286,4 +286,4 @@ class LearnedState:
         learner = self.learners.get(ranking.encoder)
         if learner is None:
             learner = self.learners[ranking.encoder] = Learner(len(ranking.query_vector), self.settings)
-        return learner
+        return learner if learner.width == len(ranking.query_vector) else None

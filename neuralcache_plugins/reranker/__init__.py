@@ -38,7 +38,7 @@ from neuralcache_plugins.reranker.scorers import CachedScorer
 from neuralcache_plugins.reranker.shown import RankingIds, ShownVectors
 from neuralcache_plugins.reranker.stats import NamespaceStats, RerankerStats
 from neuralcache_plugins.reranker.texts import TextCache
-from neuralcache_plugins.settings import RerankSettings, StoreSettings
+from neuralcache_plugins.settings import RerankSettings, StoreSettings, from_environment
 from neuralcache_plugins.stores import open_store
 from neuralcache_plugins.telemetry import Recorder
 
@@ -66,8 +66,9 @@ class Reranker:
         scorer: PairScorer | None = None,
         clock: Callable[[], float] = time.time,  # noqa: TID251  # the one place where the wall clock comes in
     ) -> None:
-        self._settings = settings or RerankSettings()
-        self._store_settings = store_settings or StoreSettings()
+        self._settings = settings or from_environment(RerankSettings)
+        self._store_settings = store_settings or from_environment(StoreSettings)
+        border.check_name("namespace", namespace)
         self._namespace = namespace
         self._clock = clock
         self._owns_store = store is None or isinstance(store, str)
@@ -96,19 +97,23 @@ class Reranker:
         self._texts = TextCache(hash_key=key, capacity=self._settings.texts_in_memory)
         self._health = Health()
         self._stage = VectorStage(self._encoders, self._health, timeout_seconds=self._settings.encoder_timeout_seconds)
-        ids, shown = RankingIds(), ShownVectors()
+        self._scorer = None if scorer is None else CachedScorer(scorer)
+        self._shown = ShownVectors()
+        ids = RankingIds()
         self._ranking = RankStage(
             settings=self._settings,
             store_text=self._store_settings.store_text,
             memory=self._memory,
             recorder=self._recorder,
             texts=self._texts,
-            scorer=None if scorer is None else CachedScorer(scorer),
+            scorer=self._scorer,
             health=self._health,
             ids=ids,
-            shown=shown,
+            shown=self._shown,
         )
-        self._feedback = FeedbackStage(self._store, self._recorder, ids=ids, shown=shown, key=self._texts.key)
+        self._feedback = FeedbackStage(
+            self._store, self._recorder, ids=ids, shown=self._shown, key=self._texts.key, memory=self._memory
+        )
         self._retention = Retention(self._store_settings.retention_seconds)
         self._closed = False
         _ALIVE.add(self)
@@ -305,9 +310,30 @@ class Reranker:
             now=self._clock(),
         )
 
-    async def afeedback(self, ranking: Ranking | str | None = None, **given: Any) -> str:
+    async def afeedback(
+        self,
+        ranking: Ranking | str | None = None,
+        *,
+        query: str | None = None,
+        helpful: Iterable[str | int] = (),
+        unhelpful: Iterable[str | int] = (),
+        rewards: Rewards | None = None,
+        source: str = "user",
+        feedback_id: str | None = None,
+        namespace: str | None = None,
+    ) -> str:
         """Do what ``feedback`` does, beside the event loop."""
-        return await asyncio.to_thread(self.feedback, ranking, **given)
+        return await asyncio.to_thread(
+            self.feedback,
+            ranking,
+            query=query,
+            helpful=helpful,
+            unhelpful=unhelpful,
+            rewards=rewards,
+            source=source,
+            feedback_id=feedback_id,
+            namespace=namespace,
+        )
 
     def forget(
         self,
@@ -354,12 +380,15 @@ class Reranker:
         self._recorder.flush()
 
     def close(self) -> None:
-        """Flush, keep a snapshot of what was learned, and close the store if this object opened it."""
+        """Flush, keep a snapshot of what was learned, and close the store if this object opened it.
+
+        ``StoreError`` when the rest cannot be written: nothing is lost yet, and closing can be tried again.
+        """
         if self._closed:
             return
+        self._recorder.close()
         self._closed = True
         try:
-            self._recorder.close()
             self._memory.save_snapshots(all_moved=True)
         finally:
             if self._owns_store:
@@ -388,10 +417,14 @@ class Reranker:
         ]
 
     def _erase(self, what: Erasure) -> Receipt:
-        self._feedback.forget(what)
+        self._recorder.flush()
+        receipt = self._store.erase(what)
+        self._recorder.discard(what)
+        self._shown.forget()
         self._encoders.forget()
         self._texts.forget()
-        receipt = self._store.erase(what)
+        if self._scorer is not None:
+            self._scorer.forget()
         self._memory.reset()
         return receipt
 
@@ -403,11 +436,11 @@ class Reranker:
     def _written(self, recorded: Sequence[Recorded], appended: Appended) -> None:
         """Take in what the recorder wrote: at once from its own thread, later where feedback is waiting."""
         self._memory.absorb(recorded, appended)
-        if isinstance(recorded[-1].event, FeedbackGiven):
-            return
-        self._memory.settle()
         old = self._retention.due(self._clock())
-        if old is not None or self._memory.snapshots_due():
+        waiting = isinstance(recorded[-1].event, FeedbackGiven)
+        if not waiting:
+            self._memory.settle()
+        if old is not None or (not waiting and self._memory.snapshots_due()):
             # the recorder holds its turn while it calls, and both of these take a while
             threading.Thread(target=self._tidy, args=(old,), name="neuralcache-tidy", daemon=True).start()
 

@@ -71,8 +71,8 @@ def request(
         vectors=vectors,
         prior_scores=None if prior_scores is None else _prior_scores(prior_scores),
         min_score=_min_score(min_score),
-        session=_name("session", session, optional=True),
-        namespace=_name("namespace", namespace) or "",
+        session=check_name("session", session, optional=True),
+        namespace=check_name("namespace", namespace) or "",
         trace=trace or {},
     )
 
@@ -92,7 +92,7 @@ def rewards(
     """Return (document id, reward) pairs for documents that this ranking showed; raise a clear error for any other."""
     named: list[tuple[Any, Any]] = [(name, 1.0) for name in _listed(helpful)]
     named += [(name, -1.0) for name in _listed(unhelpful)]
-    named += list(rewards.items() if isinstance(rewards, Mapping) else rewards or ())
+    named += _pairs(rewards)
     if not named:
         raise InvalidInputError("feedback needs at least one document in helpful, unhelpful or rewards")
     resolved: dict[str, float] = {}
@@ -118,9 +118,9 @@ def _texts(texts: Sequence[str]) -> Sequence[str]:
 def _top_n(top_n: Any, count: int) -> int:
     if top_n is None:
         return count
-    if isinstance(top_n, bool) or not isinstance(top_n, int) or top_n < 1:
+    if isinstance(top_n, bool) or not isinstance(top_n, Integral) or top_n < 1:
         raise InvalidInputError(f"top_n must be a whole number of at least 1, or None for all; got {top_n!r}")
-    return min(top_n, count)
+    return min(int(top_n), count)
 
 
 def _prior_scores(scores: Sequence[float | None]) -> list[float] | None:
@@ -147,7 +147,8 @@ def _min_score(least: Any) -> float | None:
     return float(least)
 
 
-def _name(kind: str, value: Any, *, optional: bool = False) -> str | None:
+def check_name(kind: str, value: Any, *, optional: bool = False) -> str | None:
+    """Return ``value`` if it can name a namespace or a session; ``InvalidInputError`` if not."""
     if value is None and optional:
         return None
     if not isinstance(value, str) or not value.strip():
@@ -155,9 +156,19 @@ def _name(kind: str, value: Any, *, optional: bool = False) -> str | None:
     return value
 
 
+def _pairs(rewards: Any) -> list[tuple[Any, Any]]:
+    pairs = rewards.items() if isinstance(rewards, Mapping) else () if rewards is None else rewards
+    try:
+        return [(name, value) for name, value in pairs]
+    except (TypeError, ValueError) as error:
+        raise InvalidInputError(f"rewards must map documents to rewards, or be such pairs; got {rewards!r}") from error
+
+
 def _listed(names: Any) -> list[Any]:
-    if isinstance(names, (str, int, Integral)):
+    if isinstance(names, (str, Integral)):
         return [names]
+    if not isinstance(names, Iterable):
+        raise InvalidInputError(f"helpful and unhelpful take ids or positions, got {names!r}")
     return list(names)
 
 

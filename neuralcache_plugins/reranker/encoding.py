@@ -34,7 +34,7 @@ class VectorStage:
             if question is None:
                 question = self._encoders.question(request.query, namespace=request.namespace)
             if question is None:
-                return None, ()
+                return None, self._health.without("encoder", EncoderError("the question's vector has no direction"))
             given, wanted = _given_rows(request, len(question))
             encoded = given
             if wanted is None or wanted:
@@ -56,7 +56,7 @@ class VectorStage:
                     request.query, namespace=request.namespace, timeout_seconds=self._timeout_seconds
                 )
             if question is None:
-                return None, ()
+                return None, self._health.without("encoder", EncoderError("the question's vector has no direction"))
             given, wanted = _given_rows(request, len(question))
             encoded = given
             if wanted is None or wanted:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from datetime import datetime, timedelta
+from numbers import Real
 from typing import Any
 
 from neuralcache_plugins.contracts import Erasure, FeedbackGiven, Ranking, RankingServed, TelemetryStore
 from neuralcache_plugins.errors import InvalidInputError, UnknownRankingError
+from neuralcache_plugins.memory import Memory
 from neuralcache_plugins.reranker import border
 from neuralcache_plugins.reranker.shown import RankingIds, ShownVectors
 from neuralcache_plugins.telemetry import Recorder
-
-REMEMBERED_ERASURES = 256
 
 
 class FeedbackStage:
@@ -27,13 +26,15 @@ class FeedbackStage:
         ids: RankingIds,
         shown: ShownVectors,
         key: Callable[[str], str],
+        memory: Memory,
     ) -> None:
+        self._memory = memory
+        self._epoch: int | None = None
         self._store = store
         self._recorder = recorder
         self._ids = ids
         self._shown = shown
         self._key = key
-        self._erased: deque[Erasure] = deque(maxlen=REMEMBERED_ERASURES)
 
     def tell(
         self,
@@ -68,6 +69,7 @@ class FeedbackStage:
         """Return the ranking that is meant; ``explicit`` tells whether the caller named the namespace."""
         if (ranking is None) == (query is None):
             raise InvalidInputError("feedback needs a ranking (or its id), or the query that was asked; one of them")
+        self._notice_erasures()
         if isinstance(ranking, Ranking):
             return self._in_hand(ranking, namespace if explicit else ranking.namespace)
         if isinstance(ranking, str):
@@ -84,11 +86,12 @@ class FeedbackStage:
             raise UnknownRankingError(f"no ranking of this question in namespace {namespace!r} of {self._store.url}")
         return found
 
-    def forget(self, what: Erasure) -> None:
-        """Drop what waits or is remembered of it, and refuse feedback for it from now on."""
-        self._erased.append(what)
-        self._recorder.discard(what)
-        self._shown.forget()
+    def _notice_erasures(self) -> None:
+        """Forget what was written lately once anybody erased anything: the store knows what is left."""
+        epoch = self._memory.epoch()
+        if epoch != self._epoch:
+            self._recorder.forget_recent()
+            self._epoch = epoch
 
     def _in_hand(self, ranking: Ranking, namespace: str) -> RankingServed:
         if ranking.served is None:
@@ -97,9 +100,14 @@ class FeedbackStage:
             raise UnknownRankingError(
                 f"ranking {ranking.ranking_id} is of namespace {ranking.namespace!r}, not {namespace!r}"
             )
-        if any(_concerns(what, ranking.served) for what in self._erased):
+        if ranking.epoch == self._epoch:
+            return ranking.served
+        left = self._recorder.pending(ranking.ranking_id, namespace) or self._store.ranking(
+            ranking.ranking_id, namespace=namespace
+        )
+        if left is None:
             raise UnknownRankingError(f"ranking {ranking.ranking_id} has been erased")
-        return ranking.served
+        return left
 
 
 def erasure(
@@ -116,6 +124,10 @@ def erasure(
         raise InvalidInputError("forget needs namespace, document_ids, session or older_than")
     if isinstance(document_ids, str):
         document_ids = [document_ids]
+    if document_ids is not None:
+        document_ids = list(document_ids)
+        if not document_ids or not all(isinstance(one, str) for one in document_ids):
+            raise InvalidInputError(f"document_ids must be one or more str, got {document_ids!r}")
     return Erasure(
         namespace=default_namespace if namespace is None else namespace,
         document_ids=None if document_ids is None else tuple(document_ids),
@@ -124,22 +136,14 @@ def erasure(
     )
 
 
-def _moment(older_than: float | timedelta | datetime, *, now: float) -> float:
+def _moment(older_than: Any, *, now: float) -> float:
     if isinstance(older_than, datetime):
         if older_than.tzinfo is None:
             raise InvalidInputError("older_than must be an aware datetime, got one without a time zone")
         return older_than.timestamp()
+    if isinstance(older_than, bool) or not isinstance(older_than, (timedelta, Real)):
+        raise InvalidInputError(f"older_than must be seconds, a timedelta or a datetime, got {older_than!r}")
     age = older_than.total_seconds() if isinstance(older_than, timedelta) else float(older_than)
     if not age >= 0:
         raise InvalidInputError(f"older_than must not be negative, got {older_than!r}")
     return now - age
-
-
-def _concerns(what: Erasure, ranking: RankingServed) -> bool:
-    fields: Mapping[str, bool] = {
-        "namespace": what.namespace in (None, ranking.namespace),
-        "session": what.session in (None, ranking.session),
-        "age": what.older_than is None or ranking.at < what.older_than,
-        "documents": what.document_ids is None or not set(what.document_ids).isdisjoint(ranking.document_ids),
-    }
-    return all(fields.values())

@@ -130,7 +130,7 @@ class RankStage:
         scores = scorer.scores(request.query, [request.texts[position] for position in head.tolist()])
         if scores is None:
             return cold, self._health.without("scorer")
-        signals["scorer"] = np.zeros(len(cold), dtype=np.float32)
+        signals["scorer"] = np.full(len(cold), np.nan, dtype=np.float32)
         signals["scorer"][head] = scores
         return gating.rescore(cold, head, scores, weight=self._settings.scorer_weight), ()
 
@@ -170,6 +170,7 @@ class RankStage:
             trust=evidence.trust,
             degraded=degraded,
             served=served,
+            epoch=self._memory.known_epoch,
         )
 
     def _record(
@@ -196,7 +197,12 @@ class RankStage:
             positions=tuple(picked),
             scores=chosen.scores,
             cold=tuple(evidence.cold[chosen.positions].tolist()),
-            signals=dict(zip(evidence.signals, map(tuple, table.tolist()), strict=True)),
+            # the scorer saw only some, and NaN has no place in the log
+            signals={
+                name: tuple(values)
+                for name, values in zip(evidence.signals, table.tolist(), strict=True)
+                if name != "scorer"
+            },
             propensities=chosen.propensities,
             candidates=len(names),
             trust=evidence.trust,

@@ -27,8 +27,7 @@ class CachedScorer:
 
     def scores(self, query: str, texts: Sequence[str]) -> Vector | None:
         """Return one score per text, or None when the scorer failed or returned something unusable."""
-        with self._lock:
-            found = {text: self._known.get((query, text)) for text in texts}
+        found = {text: self._recall(query, text) for text in texts}
         missing = [text for text, score in found.items() if score is None]
         if missing:
             fresh = self._ask(query, missing)
@@ -37,6 +36,18 @@ class CachedScorer:
             found.update(zip(missing, fresh, strict=True))
             self._remember(query, missing, fresh)
         return np.array([found[text] for text in texts], dtype=np.float32)
+
+    def forget(self) -> None:
+        """Empty the memory."""
+        with self._lock:
+            self._known.clear()
+
+    def _recall(self, query: str, text: str) -> float | None:
+        with self._lock:
+            score = self._known.get((query, text))
+            if score is not None:
+                self._known.move_to_end((query, text))
+            return score
 
     def _ask(self, query: str, texts: list[str]) -> list[float] | None:
         try:

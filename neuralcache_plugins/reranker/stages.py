@@ -65,7 +65,7 @@ def cold_evidence(
         signals["lexical"] = lexical
     if vectors is not None:
         dense = signals["dense"] = vectors.rows @ vectors.question
-        if narrative is not None:
+        if narrative is not None and settings.learning:
             signals["narrative"] = vectors.rows @ narrative
             if in_session:
                 dense = dense + np.float32(settings.narrative_weight) * signals["narrative"]
@@ -129,19 +129,28 @@ def choose(
     Those that score less than ``least`` are not shown.
     """
     scores = _scores(evidence.final)
+    if least is not None:
+        eligible = np.flatnonzero(scores >= least)
+        chosen = _choice(
+            scores[eligible], min(count, len(eligible)), None if rows is None else rows[eligible], settings, rng
+        )
+        return chosen._replace(positions=eligible[chosen.positions])
+    return _choice(scores, count, rows, settings, rng)
+
+
+def _choice(
+    scores: Array, count: int, rows: Matrix | None, settings: RerankSettings, rng: np.random.Generator
+) -> Chosen:
     propensities = [1.0] * count
     if settings.exploration > 0:
         order = selection.best(scores, len(scores))
         positions, chances = selection.explore(order, count=count, probability=settings.exploration, rng=rng)
         propensities = chances.tolist()
-    elif settings.diversity > 0 and rows is not None:
+    elif settings.diversity > 0 and rows is not None and count:
         positions = selection.best_and_diverse(scores, rows, count=count, diversity=settings.diversity)
     else:
         positions = selection.best(scores, count)
-    shown = np.minimum.accumulate(scores[positions]).tolist()
-    if least is not None:
-        shown = [score for score in shown if score >= least]
-    return Chosen(positions[: len(shown)], tuple(shown), tuple(propensities[: len(shown)]))
+    return Chosen(positions, tuple(np.minimum.accumulate(scores[positions]).tolist()), tuple(propensities))
 
 
 def _scores(log_probabilities: Array) -> Array:

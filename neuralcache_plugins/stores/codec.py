@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from neuralcache_plugins.contracts import Event, FeedbackGiven, RankingServed, Vector
-from neuralcache_plugins.errors import InvalidInputError
+from neuralcache_plugins.errors import InvalidInputError, StoreCorruptError
 
 RANKING = "ranking"
 FEEDBACK = "feedback"
@@ -34,6 +34,9 @@ Row: TypeAlias = tuple[str, str, float, str, str | None, str | None, str | None,
 _PARSE = json.JSONDecoder(parse_int=float).raw_decode  # %g writes 1.0 as 1
 
 HALF = np.dtype("<f2")
+
+_DAMAGE = (ValueError, KeyError, IndexError, TypeError, AttributeError)
+"""What decoding raises when a row is not what was written."""
 
 
 class StoredRow(NamedTuple):
@@ -83,7 +86,30 @@ def encode_feedback(event: FeedbackGiven) -> Row:
 
 
 def decode_ranking(row: StoredRow) -> RankingServed:
-    """Return the ranking of a row."""
+    """Return the ranking of a row; ``StoreCorruptError`` if the row is damaged."""
+    try:
+        return _decode_ranking(row)
+    except _DAMAGE as error:
+        raise _damaged(row) from error
+
+
+def decode_feedback(row: StoredRow, ranking: RankingServed) -> FeedbackGiven:
+    """Return the feedback of a row, about a ranking already decoded; ``StoreCorruptError`` if the row is damaged."""
+    try:
+        return _decode_feedback(row, ranking)
+    except _DAMAGE as error:
+        raise _damaged(row) from error
+
+
+def _damaged(row: StoredRow) -> StoreCorruptError:
+    # without the row's content, which is nobody's to log
+    return StoreCorruptError(
+        f"the event at position {row[0]} is damaged; move the store aside and start fresh with: "
+        "python -m neuralcache_plugins doctor --quarantine"
+    )
+
+
+def _decode_ranking(row: StoredRow) -> RankingServed:
     (_, _, namespace, at, ranking_id, session, query_key, _, _, run_id, parent_run_id, trace_id, span_id, text,
      vector) = row
     body = _load(text)
@@ -97,8 +123,7 @@ def decode_ranking(row: StoredRow) -> RankingServed:
     )
 
 
-def decode_feedback(row: StoredRow, ranking: RankingServed) -> FeedbackGiven:
-    """Return the feedback of a row, about a ranking that is already decoded."""
+def _decode_feedback(row: StoredRow, ranking: RankingServed) -> FeedbackGiven:
     (_, _, namespace, at, ranking_id, _, _, feedback_id, source, _, _, _, _, text, vector) = row
     rewards = tuple([(name, reward) for name, reward in _PARSE(text)[0]["rewards"]])
     return FeedbackGiven(feedback_id, ranking_id, namespace, at, source, rewards, ranking, from_half(vector))

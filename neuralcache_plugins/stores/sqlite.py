@@ -40,6 +40,8 @@ _LOG = logging.getLogger(__name__)
 _INSERT = f"INSERT INTO events ({', '.join(codec.COLUMNS)}) VALUES ({', '.join('?' * len(codec.COLUMNS))})"
 _FIND_RANKING = "SELECT position FROM events WHERE kind = 'ranking' AND ranking_id = ? AND namespace = ?"
 _FIND_FEEDBACK = "SELECT position FROM events WHERE kind = 'feedback' AND feedback_id = ? AND namespace = ?"
+# SQLite checks its pages, not what is written on them
+_COUNT_DAMAGED = "SELECT count(*) FROM events WHERE NOT json_valid(body) OR coalesce(length(vector), 0) % 2"
 _FIND_BOTH = f"SELECT ({_FIND_FEEDBACK}), ({_FIND_RANKING})"
 
 
@@ -86,6 +88,7 @@ class SqliteStore:
         """Append all events that are not there yet, in one transaction."""
         rows = [_encode(event) for event in events]  # before the lock is taken
         with self._connections.lock:
+            self._connections.check_place()
             with self._connections.transaction() as connection:
                 positions = [_append(connection, event, row) for event, row in zip(events, rows, strict=True)]
                 last = max([self._last_appended, *positions])
@@ -201,6 +204,9 @@ class SqliteStore:
         """Return counts, sizes and the verdict of SQLite's own integrity check."""
         with self._connections.reading() as connection:
             findings = [text for (text,) in connection.execute("PRAGMA integrity_check")]
+            damaged = _scalar(connection, _COUNT_DAMAGED)
+            if damaged:
+                findings = [text for text in findings if text != "ok"] + [f"{damaged} events cannot be read"]
             return {
                 "kind": "sqlite", "place": self.url, "schema": _scalar(connection, "PRAGMA user_version"),
                 "rows": _count_rows(connection), "bytes": self._bytes(connection),

@@ -54,6 +54,9 @@ def translate(error: sqlite3.Error, place: str) -> StoreError:
     code = getattr(error, "sqlite_errorcode", None)
     if code is None and isinstance(error, sqlite3.ProgrammingError) and "closed" in str(error):
         return StoreClosedError(f"the store {place} is closed")
+    if code is None and "Could not decode" in str(error):
+        # the driver quotes the text that it cannot decode, and that is nobody's to log
+        return StoreCorruptError(f"{place}: text in it is not UTF-8{_WAYS_OUT[StoreCorruptError]}")
     kind = StoreError if code is None else _BY_CODE.get(code & 0xFF, StoreError)
     return kind(f"{place}: {error}{_WAYS_OUT.get(kind, '')}")
 
@@ -108,6 +111,7 @@ class Connections:
         self._place = place
         self._synchronous = synchronous
         self._busy_timeout_seconds = busy_timeout_seconds
+        self._identity: tuple[int, int] | None = None
         self._entry = threading.Lock()  # whoever begins to read passes it; a fork closes it
         self._gate = threading.Lock()  # guards what follows; held for moments, and nothing is taken under it
         self._writer: sqlite3.Connection | None = None
@@ -149,6 +153,17 @@ class Connections:
                 if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
                     raise
                 time.sleep(0.01)
+
+    def check_place(self) -> None:
+        """Raise ``StoreError`` if the file is no longer the one that is open: writes to it would be lost."""
+        if self._identity is None or self._path is None:
+            return
+        try:
+            now = self._path.stat()
+        except FileNotFoundError:
+            now = None
+        if now is None or (now.st_dev, now.st_ino) != self._identity:
+            raise StoreError(f"{self._place} was removed or replaced while it was open; open the store again")
 
     def transaction(self) -> Transaction:
         """Write: all of it happens or nothing. Only for the holder of ``lock``."""
@@ -258,6 +273,9 @@ class Connections:
         except BaseException:
             connection.close()
             raise
+        if self._path is not None:
+            found = self._path.stat()
+            self._identity = found.st_dev, found.st_ino
         return connection
 
     def _set_up_writer(self, connection: sqlite3.Connection) -> None:
