@@ -54,6 +54,10 @@ class LocalEncoder:
         """Return the rows of several questions at once."""
         return self.embed_documents(texts)
 
+    def restart_after_fork(self) -> None:
+        """Take a new lock in a forked child: another thread of the parent may have held the old one."""
+        self._lock = threading.Lock()
+
     def _loaded(self) -> Any:
         with self._lock:
             if self._model is None:
@@ -188,6 +192,12 @@ class EncoderCache:
             fresh = await self._acall("embed_documents", list(missing), timeout_seconds)
             self._learn_documents(namespace, missing, fresh, rows)
         return self._finish(rows)
+
+    def restart_after_fork(self) -> None:
+        """Take new locks in a forked child: another thread of the parent may have held the old ones."""
+        self._lock = threading.Lock()
+        if isinstance(self.encoder, LocalEncoder):
+            self.encoder.restart_after_fork()
 
     def forget(self) -> None:
         """Empty the RAM: what was erased in the store must not live on here."""

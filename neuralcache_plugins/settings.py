@@ -1,7 +1,7 @@
 """Every setting, validated at construction and frozen. The only reader of the environment.
 
 ``RerankSettings(diversity=0.3)`` sets one value; ``NEURALCACHE_RERANK_DIVERSITY=0.3`` does the same from outside;
-an argument beats the environment. Change a copy with ``settings.model_copy(update={...})``.
+an argument beats the environment. A changed copy that is checked: ``RerankSettings(**settings.model_dump() | {...})``.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class RerankSettings(BaseSettings):
         0.3, ge=0, le=10, description="weight of the encoder's cosine beside the retriever's score"
     )
     learning: bool = Field(True, description="False keeps the cold order; feedback is still recorded")
-    half_life_seconds: float = Field(30 * 86400.0, gt=0, description="a document's credit halves in this time")
+    half_life_seconds: float = Field(30 * 86400.0, ge=0.001, description="a document's credit halves in this time")
     narrative_weight: float = Field(0.2, ge=0, le=1, description="how much a session's narrative bends the question")
     narrative_rate: float = Field(0.3, gt=0, le=1, description="how fast a session's narrative follows what helped")
     questions_per_document: int = Field(64, ge=1, le=4096, description="remembered questions kept for one document")
@@ -70,8 +70,10 @@ class StoreSettings(BaseSettings):
     url: SecretStr | None = Field(None, description="store URL; default: a SQLite file in the user's data folder")
     store_text: bool = Field(False, description="also keep the text of questions and shown documents")
     synchronous: Literal["normal", "full"] = Field("normal", description='"full" also survives loss of power')
-    busy_timeout_seconds: float = Field(5.0, ge=0, description="how long to wait for another writer")
-    flush_interval_seconds: float = Field(0.25, gt=0, description="served rankings are written at least this often")
+    busy_timeout_seconds: float = Field(5.0, ge=0, le=3600, description="how long to wait for another writer")
+    flush_interval_seconds: float = Field(
+        0.25, gt=0, le=3600, description="served rankings are written at least this often"
+    )
     buffer_rankings: int = Field(
         10_000, ge=1, description="rankings waiting to be written; beyond it the newest is dropped"
     )

@@ -25,13 +25,13 @@ from neuralcache_plugins.testing import HashingEncoder
 QUICK = Bootstrap(resamples=20)
 
 
-def log_of(stream: Stream, *, shown: int = 5, asked: int | None = None, namespace: str = "default", top_only: bool = False,
-           store: TelemetryStore | None = None, settings: RerankSettings | None = None, rank_of: int | None = None
-           ) -> tuple[TelemetryStore, Any]:
-    """Fill a store by asking the stream; returns it with what the live state knows at the end.
+def log_of(
+    stream: Stream, *, shown: int = 5, asked: int | None = None, namespace: str = "default", top_only: bool = False,
+    store: TelemetryStore | None = None, settings: RerankSettings | None = None,
+) -> tuple[TelemetryStore, Any]:
+    """Fill a store by asking the stream; return it with what the live state knows at the end.
 
-    Feedback names the right document where it is shown, or (``top_only``) only where it came first, or (``rank_of``)
-    whatever stands at that rank.
+    Feedback names the right document where it is shown, or (``top_only``) only where it came first.
     """
     store = store or open_store("memory://")
     now = iter(range(1_700_000_000, 1_800_000_000, 60))
@@ -42,9 +42,7 @@ def log_of(stream: Stream, *, shown: int = 5, asked: int | None = None, namespac
                 query_vector=stream.question_vectors[at], vectors=stream.document_vectors,
             )
             right = stream.ids[stream.right[at][0]]
-            if rank_of is not None:
-                reranker.feedback(ranking, helpful=[ranking.ids[rank_of]])
-            elif right in ranking.ids and (not top_only or ranking.ids[0] == right):
+            if right in ranking.ids and (not top_only or ranking.ids[0] == right):
                 reranker.feedback(ranking, helpful=[right])
         reranker.flush()
         return store, reranker.stats().namespace
@@ -169,7 +167,7 @@ def test_one_namespace_or_several(stream: Stream) -> None:
 
 # other weights of the cold order
 
-WORDS = "password reset card lost fee transfer branch opening hours loan savings phone".split()
+WORDS = ["password", "reset", "card", "lost", "fee", "transfer", "branch", "opening", "hours", "loan", "savings", "phone"]
 weights = st.sampled_from([0.1, 0.3, 0.8, 2.0])
 
 

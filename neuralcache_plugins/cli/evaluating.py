@@ -24,6 +24,9 @@ from neuralcache_plugins.settings import RerankSettings, from_environment
 if TYPE_CHECKING:
     from neuralcache_plugins.evaluation import JudgedSet, Stream, Table
 
+PIPED_WIDTH = 160
+"""Columns of a table that goes into a file or another program: nothing is folded there."""
+
 AsJson = Annotated[bool, typer.Option("--json", help="For programs: everything but per-question values, on stdout.")]
 CsvFile = Annotated[Path | None, typer.Option("--csv", metavar="FILE", help="Also write the figures as CSV.")]
 PlotFile = Annotated[Path | None, typer.Option("--plot", metavar="FILE", help="Also draw them: .png, .svg, .pdf.")]
@@ -181,6 +184,8 @@ def _give(
         typer.echo(json.dumps(result.as_dict(), indent=2, allow_nan=False))
         return
     console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = PIPED_WIDTH
     for table in (result.table(), *also):
         _show(console, table)
     for line in lines:
@@ -201,7 +206,8 @@ def _show(console: Console, table: Table) -> None:
 def _bar(what: str) -> Iterator[Any]:
     """Show progress on stderr, where it is a terminal, and leave nothing behind: stdout is the result's."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(what, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 

@@ -63,11 +63,11 @@ class Evaluation:
         raise KeyError(name)
 
     def table(self) -> Table:
-        """Return one row per metric and reranker: mean, gain with interval and corrected p-value, and CPU time."""
+        """Return one row per metric and reranker: mean, gain with interval and corrected p-value, and median CPU time."""
         confidence = round(100 * self.scores[0].means[self.metrics[0]].confidence)
         caption = (f"{self.judged}: {len(self.query_ids)} questions, {self.candidates} candidates by "
                    f"{self.first_stage}; gains over the input order with {confidence} % intervals")
-        header = ("metric", "reranker", "mean", "gain", "p (Holm)", "CPU ms, median", "p95")
+        header = ("metric", "reranker", "mean", "gain", "p (Holm)", "CPU ms", "p95 ms")
         return Table(caption, header, tuple(self._rows()))
 
     def as_dict(self) -> dict[str, Any]:

@@ -21,8 +21,8 @@ from neuralcache_plugins.settings import RerankSettings, StoreSettings
 START = 1_700_000_000.0
 """When simulated time begins, in seconds since the epoch: any fixed moment will do."""
 
-NEVER = 1e8
-"""Seconds between background writes: longer than any simulation, so that threads cannot change what happens when."""
+HARDLY_EVER = 3_600.0
+"""Seconds between background writes: every question is written in the foreground, in its turn."""
 
 
 class _Passed(NamedTuple):
@@ -163,7 +163,7 @@ def _ndcg(places: Sequence[int], right: Sequence[int], shown: int) -> float:
 
 
 def _reranker(settings: RerankSettings, clock: Callable[[], float]) -> Reranker:
-    quiet = StoreSettings(flush_interval_seconds=NEVER, retention_seconds=None, store_text=False)
+    quiet = StoreSettings(flush_interval_seconds=HARDLY_EVER, retention_seconds=None, store_text=False)
     return Reranker(store="memory://", settings=settings, store_settings=quiet, clock=clock)
 
 

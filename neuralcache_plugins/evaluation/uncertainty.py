@@ -142,12 +142,12 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def _exact_p(numbers: Array, observed: float) -> float:
-    places, extreme, start = np.arange(numbers.size), 0, 0
-    for count in _chunks(2**numbers.size, numbers.size):
+    places, extreme, start, every = np.arange(numbers.size), 0, 0, 1 << int(numbers.size)
+    for count in _chunks(every, numbers.size):
         codes = np.arange(start, start + count, dtype=np.int64)[:, None]
         extreme += int((np.abs((1.0 - 2.0 * ((codes >> places) & 1)) @ numbers) >= observed).sum())
         start += count
-    return extreme / 2**numbers.size
+    return extreme / every
 
 
 def _sums(over: Array, under: Array, clusters: Sequence[str] | None) -> tuple[Array, Array]:

@@ -453,7 +453,11 @@ class Reranker:
             logger.warning("telemetry: tidying up failed and is tried again later: %s", error)
 
     def _restart_after_fork(self) -> None:
-        self._memory.restart_after_fork()
+        parts = (self._memory, self._ranking, self._encoders, self._texts, self._health, self._shown, self._retention)
+        for part in parts:
+            part.restart_after_fork()
+        if self._scorer is not None:
+            self._scorer.restart_after_fork()
 
 
 _ALIVE: weakref.WeakSet[Reranker] = weakref.WeakSet()

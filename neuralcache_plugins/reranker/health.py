@@ -28,6 +28,10 @@ class Health:
         """Documents whose vector could not be used."""
         return self._unusable
 
+    def restart_after_fork(self) -> None:
+        """Take a new lock in a forked child: another thread of the parent may have held the old one."""
+        self._lock = threading.Lock()
+
     def without(self, what: str, error: Exception | None = None) -> tuple[str, ...]:
         """Count one ranking without ``what`` and return it as ``Ranking.degraded`` wants it."""
         with self._lock:

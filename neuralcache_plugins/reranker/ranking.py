@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Sequence
 
@@ -79,6 +80,11 @@ class RankStage:
             with self._memory.lock:
                 evidence = self._learned(request, names, state, vectors, cold, signals, now)
         return self._answer(request, names, vectors, evidence, degraded, now)
+
+    def restart_after_fork(self) -> None:
+        """Begin anew in a forked child, with chances of its own: workers must not all explore alike."""
+        self._chance = threading.Lock()
+        self._rng = np.random.default_rng([self._settings.seed, os.getpid()])
 
     def state(self, namespace: str) -> tuple[LearnedState, tuple[str, ...]]:
         """Return what is learned, as far as the store can be asked. Hold the memory's lock."""

@@ -18,6 +18,10 @@ class Retention:
         self._lock = threading.Lock()
         self._next_at = float("-inf")
 
+    def restart_after_fork(self) -> None:
+        """Take a new lock in a forked child: another thread of the parent may have held the old one."""
+        self._lock = threading.Lock()
+
     def due(self, now: float) -> Erasure | None:
         """Return what to erase at ``now``, or None; at most once in a tenth of the retention or a day."""
         if self._seconds is None:

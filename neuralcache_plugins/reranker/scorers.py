@@ -37,6 +37,10 @@ class CachedScorer:
             self._remember(query, missing, fresh)
         return np.array([found[text] for text in texts], dtype=np.float32)
 
+    def restart_after_fork(self) -> None:
+        """Take a new lock in a forked child: another thread of the parent may have held the old one."""
+        self._lock = threading.Lock()
+
     def forget(self) -> None:
         """Empty the memory."""
         with self._lock:

@@ -59,6 +59,10 @@ class ShownVectors:
         length = float(np.sqrt(mean.dot(mean)))
         return mean / np.float32(length) if length > 0 else None
 
+    def restart_after_fork(self) -> None:
+        """Take a new lock in a forked child: another thread of the parent may have held the old one."""
+        self._lock = threading.Lock()
+
     def forget(self) -> None:
         """Drop everything."""
         with self._lock:

@@ -35,6 +35,10 @@ class TextCache:
         data = text.encode("utf-8", "surrogatepass")
         return hashlib.blake2b(data, key=self._hash_key, digest_size=16).hexdigest()
 
+    def restart_after_fork(self) -> None:
+        """Take a new lock in a forked child: another thread of the parent may have held the old one."""
+        self._lock = threading.Lock()
+
     def forget(self) -> None:
         """Empty the cache."""
         with self._lock:
