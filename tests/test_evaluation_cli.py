@@ -96,7 +96,8 @@ def test_simulate() -> None:
 
 def test_replay(url: str, tmp_path: Path) -> None:
     shown = run("replay", "--store", url, "--set", "learning=false")
-    given = run("replay", "--store", url, "--json", "--csv", str(tmp_path / "all.csv"), "--plot", str(tmp_path / "a.svg"))
+    given = run("replay", "--store", url, "--json", "--csv", str(tmp_path / "all.csv"), "--plot",
+                str(tmp_path / "a.svg"))
 
     assert shown.exit_code == 0
     assert "60 rankings, 60 feedback, 60 rankings tell an order; replayed with learning False" in shown.stdout

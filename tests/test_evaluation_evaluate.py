@@ -88,13 +88,16 @@ def test_the_figures_are_those_of_ir_measures(judged: JudgedSet, run: Run) -> No
     for score, scored in ((found["input order"], run.scores), (found["backwards"], turned)):
         direct = {(str(one.measure), one.query_id): one.value for one in ir_measures.iter_calc(
             [ir_measures.parse_measure(name) for name in names], judged.qrels, scored)}
-        assert {(name, query_id): value for name in names
-                for query_id, value in zip(found.query_ids, score.per_query[name], strict=True)} == pytest.approx(direct)
+        ours = {(name, query_id): value for name in names
+                for query_id, value in zip(found.query_ids, score.per_query[name], strict=True)}
+        assert ours == pytest.approx(direct)
         assert score.means["nDCG@10"].value == pytest.approx(score.per_query["nDCG@10"].mean())
 
 
 def test_gains_are_paired_and_corrected_over_everything(judged: JudgedSet, run: Run, ours: Reranker) -> None:
-    found = evaluate(judged, {"ours": ours, "backwards": backwards}, metrics=("nDCG@10", "P@1"), first_stage=run, seed=3)
+    things = {"ours": ours, "backwards": backwards}
+
+    found = evaluate(judged, things, metrics=("nDCG@10", "P@1"), first_stage=run, seed=3)
 
     raw = []
     for name in ("ours", "backwards"):
@@ -171,7 +174,9 @@ def test_what_is_no_reranker_is_named(judged: JudgedSet, run: Run, thing: Any, m
     ],
     ids=["metric", "no metric", "no candidates", "foreign run"],
 )
-def test_what_cannot_be_evaluated_is_refused(judged: JudgedSet, run: Run, options: dict[str, Any], message: str) -> None:
+def test_what_cannot_be_evaluated_is_refused(
+    judged: JudgedSet, run: Run, options: dict[str, Any], message: str
+) -> None:
     with pytest.raises(InvalidInputError, match=message):
         evaluate(judged, {"backwards": backwards}, **{"first_stage": run, **options})
 

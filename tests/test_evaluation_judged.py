@@ -99,7 +99,8 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 
 
 names = st.text(st.characters(codec="ascii", categories=("L", "N")), min_size=1, max_size=6)
-scores = st.dictionaries(names, st.dictionaries(names, st.floats(-9, 9), min_size=1, max_size=4), min_size=1, max_size=3)
+found = st.dictionaries(names, st.floats(-9, 9), min_size=1, max_size=4)
+scores = st.dictionaries(names, found, min_size=1, max_size=3)
 
 
 @pytest.mark.parametrize("file", ["run.trec", "run.trec.gz", "run.json", "run.json.gz"])
@@ -153,7 +154,8 @@ def slow_bm25(texts: list[str], query: str, k1: float = 1.2, b: float = 0.75) ->
     return found
 
 
-words = st.lists(st.sampled_from(["reset", "password", "login", "fee", "transfer", "card", "lost", "phone"]), max_size=8).map(" ".join)
+vocabulary = ["reset", "password", "login", "fee", "transfer", "card", "lost", "phone"]
+words = st.lists(st.sampled_from(vocabulary), max_size=8).map(" ".join)
 
 
 @given(st.lists(words, min_size=1, max_size=6), words)

@@ -33,12 +33,13 @@ def learned(stream: Stream) -> Simulation:
     return simulate(stream, seeds=2)
 
 
-def times(model: FeedbackModel, right: tuple[int, ...] = (7,), pushed: int = 9, n: int = 4_000) -> dict[int | None, float]:
-    """Return how often each document was rewarded, and (None) how often none was."""
+def times(model: FeedbackModel, right: tuple[int, ...] = (7,)) -> dict[int | None, float]:
+    """Return how often each document was rewarded, and (None) how often none was; document 9 is the one pushed."""
+    n = 4_000
     rng = np.random.default_rng(0)
     counts: dict[int | None, float] = {}
     for _ in range(n):
-        for one in model.rewarded(SHOWN, right, pushed=pushed, rng=rng) or [None]:
+        for one in model.rewarded(SHOWN, right, pushed=9, rng=rng) or [None]:
             counts[one] = counts.get(one, 0.0) + 1 / n
     return counts
 
@@ -95,7 +96,8 @@ def test_meanings_are_swapped_in_pairs(documents: int, share: float, seed: int) 
 
 def test_equal_arguments_give_equal_figures(stream: Stream) -> None:
     """To the last digit, with everything that is drawn at random in play."""
-    model = FeedbackModel(click_probability=0.6, noise=0.1, position_bias=0.5, delay=7, adversary_share=0.1, drift_at=0.5)
+    model = FeedbackModel(click_probability=0.6, noise=0.1, position_bias=0.5, delay=7, adversary_share=0.1,
+                          drift_at=0.5)
     settings = RerankSettings(exploration=0.1)
 
     once, again = (simulate(stream, model, settings=settings, seeds=(3, 5), limit=150) for _ in range(2))

@@ -19,7 +19,7 @@ from neuralcache_plugins.evaluation.tuning import combinations
 from neuralcache_plugins.reranker import Reranker
 from neuralcache_plugins.testing import HashingEncoder
 
-WORDS = ["password", "reset", "card", "lost", "fee", "transfer", "branch", "opening", "hours", "loan", "savings", "phone"]
+WORDS = ["password", "reset", "card", "lost", "fee", "transfer", "branch", "opening", "hours", "loan", "savings"]
 DEAF = RerankSettings(lexical_weight=0.0, learning=False)
 """Settings that ignore words and learn nothing, where the words of the question name the right document."""
 

@@ -159,8 +159,8 @@ def tune(
     space = dict(_values(one) for one in attempts) if attempts else None
     with opened(url_of(store), must_exist=True) as source, _bar("replaying") as progress:
         found = evaluation.tune(
-            source, space, settings=from_environment(RerankSettings), namespace=namespace, metric=metric, held_out=held_out,
-            trials=trials, seed=seed, progress=progress,
+            source, space, settings=from_environment(RerankSettings), namespace=namespace, metric=metric,
+            held_out=held_out, trials=trials, seed=seed, progress=progress,
         )
     lines = [found.reason]
     if write is not None and found.recommended is not None:

@@ -19,6 +19,7 @@ from neuralcache_plugins.evaluation.rescoring import (
     LoggedRanker,
     Refold,
     Scores,
+    not_replayed,
     events_of,
     logged_log_probabilities,
     ranker_of,
@@ -72,7 +73,8 @@ def replay(
     draft = _result([row for row in rows if row.graded], names=names, counts=counts, how=how, bootstrap=bootstrap)
     learned = {} if ranker is not None else {name: Learned.of(state) for name, state in refold.states.items()}
     draft = dataclasses.replace(draft, counterfactual=_explored(rows, bootstrap), learned=learned)
-    return said(draft, rows=rows, counts=counts, refold=refold if ranker is None else None)
+    return said(draft, rows=rows, counts=counts, refold=refold if ranker is None else None,
+                ignored=not_replayed(chosen, current))
 
 
 def _result(
@@ -251,6 +253,7 @@ def _features(row: Row, place: int) -> list[float]:
 
 def _changes(settings: RerankSettings, current: RerankSettings) -> str:
     changed: Mapping[str, Any] = {
-        name: value for name, value in settings.model_dump().items() if value != getattr(current, name)
+        name: value for name, value in settings.model_dump().items()
+        if value != getattr(current, name) and name not in not_replayed(settings, current)
     }
     return ", ".join(f"{name} {value}" for name, value in changed.items()) or "the same settings"

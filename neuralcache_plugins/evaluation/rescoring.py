@@ -21,7 +21,7 @@ COLD_SETTINGS = ("lexical_weight", "dense_weight", "narrative_weight")
 
 NOT_REPLAYABLE = (
     "diversity", "exploration", "scorer_budget", "scorer_weight", "encoder_timeout_seconds", "texts_in_memory", "seed",
-    "max_sessions", "narrative_rate",
+    "max_sessions", "narrative_rate", "namespaces_in_memory",
 )
 """Settings of which a log cannot tell what they would have changed: what was shown, or what nobody recorded."""
 
@@ -152,6 +152,11 @@ def text_ranker(order: Callable[[str, list[str]], Sequence[int]]) -> Callable[[R
         return [-float(rank_of.get(place, len(places) + place)) for place in range(len(ranking.document_ids))]
 
     return score
+
+
+def not_replayed(settings: RerankSettings, logged_with: RerankSettings) -> list[str]:
+    """Return which settings differ without a log being able to tell what that would have changed."""
+    return [name for name in NOT_REPLAYABLE if getattr(settings, name) != getattr(logged_with, name)]
 
 
 def recast(ranking: RankingServed, *, settings: RerankSettings, logged_with: RerankSettings) -> Array | None:

@@ -63,7 +63,7 @@ class Evaluation:
         raise KeyError(name)
 
     def table(self) -> Table:
-        """Return one row per metric and reranker: mean, gain with interval and corrected p-value, and median CPU time."""
+        """Return one row per metric and reranker: mean, gain with interval, corrected p-value, CPU time."""
         confidence = round(100 * self.scores[0].means[self.metrics[0]].confidence)
         caption = (f"{self.judged}: {len(self.query_ids)} questions, {self.candidates} candidates by "
                    f"{self.first_stage}; gains over the input order with {confidence} % intervals")

@@ -30,10 +30,14 @@ TOP_ONLY = 0.95
 FEW_QUESTIONS = 10
 
 
-def said(replay: Replay, *, rows: Sequence[Row], counts: Counts, refold: Refold | None) -> Replay:
+def said(
+    replay: Replay, *, rows: Sequence[Row], counts: Counts, refold: Refold | None, ignored: Sequence[str]
+) -> Replay:
     """Return the replay with its claims and warnings."""
     claims = [*_of_replay(replay), *_of_exploration(replay)]
     warnings = [*_doubts(replay, rows, counts), *_doubts_of_exploration(replay, rows), *_doubts_of_recasting(refold)]
+    if ignored:
+        warnings.append(f"A log cannot tell what {', '.join(ignored)} would have changed: the change was left out.")
     return replace(replay, claims=tuple(claims), warnings=tuple(warnings))
 
 
