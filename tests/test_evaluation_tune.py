@@ -55,6 +55,7 @@ def won() -> Tuning:
 
 
 def test_a_planted_win_is_recommended(won: Tuning) -> None:
+    """And no more than the win: of equal combinations the one that changes least is chosen."""
     assert won.recommended is not None and won.best is not None
     assert won.recommended.lexical_weight == 3.0
     assert won.gain == won.best.gain
@@ -63,7 +64,7 @@ def test_a_planted_win_is_recommended(won: Tuning) -> None:
     assert "beats the current settings (gain on the 45 rankings held out: +" in won.reason
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(3))
 def test_random_feedback_recommends_nothing(seed: int) -> None:
     found = tune(log_of(at_random, seed=seed), {"lexical_weight": [0.3, 3.0], "dense_weight": [0.1, 0.3, 2.0]},
                  settings=DEAF)
@@ -132,7 +133,7 @@ def test_options_are_checked(options: dict[str, Any], message: str) -> None:
 
 
 def test_combinations_are_drawn_by_the_seed() -> None:
-    space = {"lexical_weight": [0.1, 0.2, 0.3], "dense_weight": [0.3, 0.4]}
+    space = {"lexical_weight": [0.2, 0.3], "dense_weight": [0.3, 0.4]}
     current = RerankSettings(lexical_weight=0.1, dense_weight=0.3)
 
     everything = combinations(space, current, trials=99, seed=0)
@@ -149,7 +150,7 @@ def test_the_file_is_what_settings_read(won: Tuning, tmp_path: Path, monkeypatch
 
     content = tomllib.loads((tmp_path / "rerank.toml").read_text())
     lines = (tmp_path / "rerank.env").read_text().splitlines()
-    assert content == {"lexical_weight": 3.0, "half_life_seconds": 86_400.0}
+    assert content == {"lexical_weight": 3.0}
     assert lines[0] == f"# {won.reason}"
     for line in lines[1:]:
         monkeypatch.setenv(*line.split("=", 1))

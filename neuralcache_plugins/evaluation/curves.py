@@ -120,11 +120,15 @@ class Simulation:
         window = self._window(None)
         drawing.label(above, x="", y=f"right document first\n(share of the last {window})",
                       title=f"{self.stream}: {self.feedback.describe()}")
-        self.draw(below, "trust", label="trust", index=2)
+        self.draw(below, "trust", label="trust", index=2, window=1)
         below.axhline(0.5, color="0.4", linewidth=0.8, linestyle=":")
         drawing.label(below, x="questions asked (count)", y="trust (0 to 1)", legend=False)
-        above.set_ylim(0.0, 1.0)
-        below.set_ylim(0.0, 1.0)
+        if self.feedback.drift_at is not None:
+            for axes in (above, below):
+                axes.axvline(self.feedback.drift_at * len(self.first[0]), color="0.4", linewidth=0.8)
+            above.text(self.feedback.drift_at * len(self.first[0]), 0.02, " drift", color="0.3")
+        above.set_ylim(0.0, 1.02)
+        below.set_ylim(-0.02, 1.02)
         return figure
 
     def draw(self, axes: Axes, name: str = "first", *, label: str | None = None, index: int = 0,
@@ -132,7 +136,7 @@ class Simulation:
         """Draw one curve with its band into ``axes``, so that several simulations can share a picture."""
         curve = self.curve(name, window=window)
         drawing.line(axes, curve.asked, curve.median, index=index, label=label or _MEANING[name],
-                     band=(curve.low, curve.high))
+                     band=(curve.low, curve.high), skip=self._window(window) // 3)
 
     def _repr_html_(self) -> str:
         return self.table().html()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -39,12 +40,23 @@ def panels(count: int, *, width: float = 8.0, height: float = 3.2, across: bool 
     return figure, [one for row in axes for one in row]
 
 
-def line(axes: Axes, x: Any, y: Any, *, index: int, label: str, band: tuple[Any, Any] | None = None) -> None:
-    """Draw one labelled curve, with a band around it where given."""
-    colour = PALETTE[index % len(PALETTE)]
-    axes.plot(x, y, color=colour, linestyle=STYLES[index % len(STYLES)], linewidth=1.6, label=label)
+def line(axes: Axes, x: Any, y: Any, *, index: int, label: str, band: tuple[Any, Any] | None = None,
+         skip: int = 0) -> None:
+    """Draw one labelled curve, with a band around it where given; the first ``skip`` points are left out.
+
+    Later curves are thinner, so that one that lies on another does not hide it.
+    """
+    colour, part = PALETTE[index % len(PALETTE)], slice(skip, None)
+    axes.plot(x[part], y[part], color=colour, linestyle=STYLES[index % len(STYLES)],
+              linewidth=max(1.2, 2.6 - 0.6 * index), label=label)
     if band is not None:
-        axes.fill_between(x, band[0], band[1], color=colour, alpha=0.2, linewidth=0)
+        axes.fill_between(x[part], band[0][part], band[1][part], color=colour, alpha=0.2, linewidth=0)
+
+
+def estimates(axes: Axes, names: Sequence[str]) -> None:
+    """Name the rows of a panel of ``whisker``s, the first on top."""
+    axes.set_yticks(range(len(names)), list(names))
+    axes.set_ylim(max(1, len(names)) - 0.5, -0.5)
 
 
 def whisker(axes: Axes, interval: Interval, place: float, *, index: int, label: str | None = None) -> None:

@@ -122,14 +122,14 @@ class Replay:
         window = max(1, len(self) // 10)
         moving = drawing.moving_mean(self.values["RR"].T, window)
         for at, order in enumerate(ORDERS):
-            drawing.line(above, np.arange(1, len(self) + 1), moving[at], index=at, label=order)
+            drawing.line(above, np.arange(1, len(self) + 1), moving[at], index=at, label=order, skip=window // 3)
         drawing.label(above, x="rankings with feedback (count, in the order of the log)",
                       y=f"reciprocal rank\n(mean of the last {window})", title=f"replay: {self.replayed}")
         above.set_ylim(0.0, 1.02)
         pairs = [(name, metric) for name in self.gains for metric in ("RR", "first")]
         for place, (name, metric) in enumerate(pairs):
             drawing.whisker(below, self.gains[name][metric], place, index=place // 2)
-        below.set_yticks(range(len(pairs)), [f"{metric} {name}" for name, metric in pairs])
+        drawing.estimates(below, [f"{metric} {name}" for name, metric in pairs])
         below.axvline(0.0, color="0.4", linewidth=0.8, linestyle=":")
         drawing.label(below, x="gain of the replayed order (difference of means)", y="", legend=False)
         return figure

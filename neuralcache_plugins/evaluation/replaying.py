@@ -19,9 +19,9 @@ from neuralcache_plugins.evaluation.rescoring import (
     LoggedRanker,
     Refold,
     Scores,
-    not_replayed,
     events_of,
     logged_log_probabilities,
+    not_replayed,
     ranker_of,
 )
 from neuralcache_plugins.evaluation.retrieval import Progress

@@ -100,8 +100,7 @@ class Evaluation:
         for panel, metric in zip(axes, self.metrics, strict=True):
             for place, score in enumerate(self.scores):
                 drawing.whisker(panel, score.means[metric], place, index=place)
-            panel.set_yticks(range(len(self.scores)), [score.name for score in self.scores])
-            panel.invert_yaxis()
+            drawing.estimates(panel, [score.name for score in self.scores])
             drawing.label(panel, x=f"mean {metric} (0 to 1)", y="", legend=False)
         figure.suptitle(f"{self.judged}, {len(self.query_ids)} questions")
         return figure

@@ -98,13 +98,13 @@ class Tuning:
 
     def plot(self) -> Figure:
         """Return a figure: each trial's gain where settings are chosen and on the tail, with intervals."""
-        ordered = sorted(self.trials, key=lambda one: one.gain_chosen_on)[-12:]
+        ordered = sorted(self.trials, key=lambda one: -one.gain_chosen_on)[:12]
         figure, (axes,) = drawing.panels(1, height=1.4 + 0.32 * max(1, len(ordered)))
         for place, one in enumerate(ordered):
             axes.plot(one.gain_chosen_on, place, "D", color=drawing.PALETTE[1], markersize=5,
                       label="where chosen" if place == 0 else None)
             drawing.whisker(axes, one.gain, place, index=0, label="held out" if place == 0 else None)
-        axes.set_yticks(range(len(ordered)), [one.told() for one in ordered])
+        drawing.estimates(axes, [one.told() for one in ordered])
         axes.axvline(0.0, color="0.4", linewidth=0.8, linestyle=":")
         drawing.label(axes, x=f"gain in {self.metric} over the current settings (difference of means)", y="",
                       title="recommended" if self.recommended is not None else "nothing is recommended",

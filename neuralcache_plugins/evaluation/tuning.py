@@ -51,8 +51,8 @@ def tune(
     """Replay the log under each combination in ``space``, choose on its early part, and test the choice on the tail.
 
     ``settings`` are the current ones (None: the environment's), which the log is taken to be made with. ``space`` maps
-    names of ``RerankSettings`` to values to try (None: ``SPACE``); of more than ``trials`` combinations as many are
-    drawn by ``seed``. ``metric`` is "RR", "first" or "log-loss", see ``replay``. The last ``held_out`` share of the
+    names of ``RerankSettings`` to values to try beside the current one (None: ``SPACE``); of more than ``trials``
+    combinations as many are drawn by ``seed``. ``metric`` is "RR", "first" or "log-loss", see ``replay``. The last ``held_out`` share of the
     rankings with feedback, by position in the log, is not looked at while choosing; learning goes on through it.
 
     ``recommended`` is None, with the reason in words, unless the chosen settings beat the current ones on the tail by
@@ -76,7 +76,8 @@ def tune(
         tried.append(_trial(changes, log, current, rows, cut=cut, metric=metric, bootstrap=bootstrap))
         if progress is not None:
             progress(number + 1, len(asked))
-    best = max(tried, key=lambda one: one.gain_chosen_on, default=None)
+    # of equals the one that changes least
+    best = max(tried, key=lambda one: (one.gain_chosen_on, -len(one.changes)), default=None)
     recommended, reason = _verdict(best, head=cut, tail=len(rows) - cut)
     return Tuning(
         namespaces=names, metric=metric, current=current, head=cut, tail=len(rows) - cut, trials=tuple(tried),
@@ -98,7 +99,7 @@ def combinations(
         if isinstance(values, str) or not values:
             raise InvalidInputError(f"{name} must have a list of values to try, got {values!r}")
     found = []
-    for values in product(*space.values()):
+    for values in product(*([getattr(current, name), *values] for name, values in space.items())):
         wanted = changed(current, dict(zip(space, values, strict=True)))
         changes = {name: getattr(wanted, name) for name in space if getattr(wanted, name) != getattr(current, name)}
         if changes and changes not in found:

@@ -51,6 +51,7 @@ def pack(state: LearnedState) -> bytes:
         **{name: getattr(state, name) for name in _STATE_NUMBERS},
         "documents": list(documents.slots),
         "rewards_total": documents.rewards_total,
+        "gain": vars(state.gain),
         "waiting": [[key, row.encoder, list(row.document_ids)] for key, row in state.waiting.items()],
         "learners": [
             _pack_learner(f"{index}", encoder, learner, place, arrays)
@@ -83,6 +84,7 @@ def _restore(header: dict[str, Any], arrays: dict[str, np.ndarray[Any, Any]], se
     state = LearnedState(settings)
     for name in _STATE_NUMBERS:
         setattr(state, name, header[name])
+    vars(state.gain).update(header["gain"])
     documents = state.documents
     documents.slots = OrderedDict((document_id, slot) for slot, document_id in enumerate(header["documents"]))
     documents.rewards_total = header["rewards_total"]

@@ -13,6 +13,7 @@ from neuralcache_plugins.contracts import Array, FeedbackGiven, RankingServed, R
 from neuralcache_plugins.core import signals
 from neuralcache_plugins.core.trust import FEATURES, Trust
 from neuralcache_plugins.memory.documents import Documents
+from neuralcache_plugins.memory.gain import Gain
 from neuralcache_plugins.memory.questions import Near, Questions
 from neuralcache_plugins.settings import RerankSettings
 
@@ -116,6 +117,7 @@ class LearnedState:
         self.first_feedback_at: float | None = None
         self.last_feedback_at: float | None = None
         self.answer_rate = 0.0
+        self.gain = Gain()
         self.documents = Documents(capacity=settings.max_documents, half_life_seconds=settings.half_life_seconds)
         self.waiting: OrderedDict[str, Waiting] = OrderedDict()
         self.learners: dict[str, Learner] = {}
@@ -192,6 +194,7 @@ class LearnedState:
         if self.waiting.pop(event.ranking_id, None) is not None:
             self.answer_rate += max(ANSWER_RATE, 1.0 / self.rankings) * (1.0 - self.answer_rate)
         rewards = dict(event.rewards)
+        self.gain.observe(event.ranking, rewards)
         for document_id, reward in event.rewards:
             self._pay(document_id, at=event.at, credit=reward)
         learner = self._learner(event.ranking)
