@@ -90,7 +90,7 @@ def _show(console: Console, url: str, found: list[NamespaceStats]) -> None:
     for one in found:
         console.print(f"\nnamespace {one.namespace!r}\n  rankings: {one.rankings}\n  feedback: {one.feedback}, "
                       f"{_period(one)}\n  known: {one.documents} documents, {one.remembered_questions} questions, "
-                      f"{one.sessions} sessions", markup=False, soft_wrap=True)
+                      f"{one.sessions} sessions\n  gain over the retriever: {_gain(one)}", markup=False, soft_wrap=True)
         for encoder, trust in one.trust.items():
             weights = ", ".join(f"{name} {value:.2f}" for name, value in one.weights[encoder].items())
             verdict = "learning counts" if trust > 0.5 else "learning counts above 0.50 only"
@@ -102,6 +102,13 @@ def _period(one: NamespaceStats) -> str:
     if one.first_feedback_at is None or one.last_feedback_at is None:
         return "none yet"
     return f"from {_minute(one.first_feedback_at)} to {_minute(one.last_feedback_at)}"
+
+
+def _gain(one: NamespaceStats) -> str:
+    if one.gain_interval is None:
+        return "too little feedback to tell"
+    low, high = one.gain_interval
+    return f"{one.gain:+.3f} reciprocal rank of what helped, among the shown (95 %: {low:+.3f} to {high:+.3f})"
 
 
 def _minute(at: float) -> str:
