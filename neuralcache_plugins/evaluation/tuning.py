@@ -52,8 +52,9 @@ def tune(
 
     ``settings`` are the current ones (None: the environment's), which the log is taken to be made with. ``space`` maps
     names of ``RerankSettings`` to values to try beside the current one (None: ``SPACE``); of more than ``trials``
-    combinations as many are drawn by ``seed``. ``metric`` is "RR", "first" or "log-loss", see ``replay``. The last ``held_out`` share of the
-    rankings with feedback, by position in the log, is not looked at while choosing; learning goes on through it.
+    combinations as many are drawn by ``seed``. ``metric`` is "RR", "first" or "log-loss", see ``replay``. The last
+    ``held_out`` share of the rankings with feedback, by position in the log, is not looked at while choosing; learning
+    goes on through it.
 
     ``recommended`` is None, with the reason in words, unless the chosen settings beat the current ones on the tail by
     more than noise: the whole interval of the paired gain lies above 0, over at least 30 rankings. Costs one replay for
