@@ -1,4 +1,4 @@
-"""Learning on streams of questions: does feedback help, and does useless feedback do no harm?
+"""Learning on streams of questions: feedback helps, and useless feedback does no harm.
 
     python benchmarks/learning.py --data PATH [--encoder both] [--rows all,sparse,...] [--seeds 5] [--quick] [--check]
 
@@ -47,7 +47,7 @@ class Player:
 
     def ask(self, case: Case, *, shown: int, session: str | None = None) -> RankingServed:
         """Rank, and let the fold see what was shown."""
-        evidence = self._evidence(case, session)
+        evidence = self.evidence(case, session)
         chosen = choose(evidence, count=min(shown, len(case.ids)), rows=case.rows, settings=self.settings, rng=self.rng)
         picked = chosen.positions.tolist()
         served = storable_ranking(RankingServed(
@@ -71,7 +71,8 @@ class Player:
             document_vector=(mean / np.linalg.norm(mean)).astype(np.float32),
         ), served))
 
-    def _evidence(self, case: Case, session: str | None) -> Evidence:
+    def evidence(self, case: Case, session: str | None) -> Evidence:
+        """Return what ``Reranker`` computes before it chooses."""
         vectors = Vectors("bench", case.question, case.rows, ())
         narrative = self.state.narrative("bench", session)
         cold, signals = cold_evidence(
@@ -90,10 +91,7 @@ class Player:
 def cold_order(case: Case) -> list[int]:
     """Return the order that no feedback ever touched, as positions; kept with the case."""
     if case.cold is None:
-        state = LearnedState(RerankSettings())
-        fresh = Player()
-        fresh.state = state
-        case.cold = np.argsort(-fresh._evidence(case, None).final, kind="stable")
+        case.cold = np.argsort(-Player().evidence(case, None).cold, kind="stable")
     return case.cold.tolist()
 
 
@@ -110,9 +108,11 @@ class Judge:
         self.pushed = int(rng.integers(len(stream.ids)))
 
     def right(self, step: int, article: int) -> int:
+        """Return the article that is right at this step."""
         return int(self.swapped[article]) if step >= self.half else article
 
     def rewarded(self, shown: Sequence[int], right: int) -> int | None:
+        """Return the article to reward, if any."""
         honest = right if right in shown else None
         wrong = [article for article in shown if article != right]
         chance = self.rng.random

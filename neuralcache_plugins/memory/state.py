@@ -11,8 +11,8 @@ import numpy.typing as npt
 
 from neuralcache_plugins.contracts import FeedbackGiven, RankingServed, Recorded, Vector
 from neuralcache_plugins.core import signals
-from neuralcache_plugins.core.trust import FEATURES, Trust
-from neuralcache_plugins.memory.questions import Near, Questions
+from neuralcache_plugins.core.trust import COLD, FEATURES, LINEAR, Nearness, Trust, log_softmax
+from neuralcache_plugins.memory.questions import Near, Questions, Slopes
 from neuralcache_plugins.settings import RerankSettings
 
 Array = npt.NDArray[np.float64]
@@ -34,6 +34,10 @@ LEAST_SILENCE = 0.05
 
 REPUTATION_NEAR = 4.0
 REPUTATION_RATE = 0.25
+
+SLOPE_RATE = 2.0
+"""Step of the linear models. 1 to 3 differ by less than 0.01; constant, so that they follow a world that changes."""
+
 ANSWER_RATE = 0.01
 NAMESPACE_PACE = 0.1
 
@@ -95,15 +99,17 @@ class Learner:
         self.failed = Questions(width=width, capacity=max(1, settings.questions_per_document // REFUSAL_SHARE))
         self.spread = Spread(width)
         self.trust = Trust()
+        self.slopes = Slopes(width)
         self.narrative: Vector | None = None
         self.sessions: OrderedDict[str, Vector] = OrderedDict()
 
-    def nearness(self, near: Near | None) -> float:
-        """Return how much memory has to say about a question: 1 from ``signals.NEAR`` on, falling to 0 within half."""
+    def nearness(self, near: Near | None) -> Nearness:
+        """Return how near memory comes; its reach is 1 from ``signals.NEAR`` on, falling to 0 within half."""
         if near is None:
-            return 0.0
-        nearest = (float(near.similarity.max()) - self.spread.mean) / self.spread.deviation
-        return min(1.0, max(0.0, 1.0 + 2.0 * (nearest - signals.NEAR)))
+            return Nearness(0.0, 0.0)
+        above = float(near.similarity.max()) - self.spread.mean
+        reach = 1.0 + 2.0 * (above / self.spread.deviation - signals.NEAR)
+        return Nearness(above / (1.0 - self.spread.mean), min(1.0, max(0.0, reach)))
 
 
 class LearnedState:
@@ -164,6 +170,7 @@ class LearnedState:
         table[:, 4] = 0.0
         table[:, 5] = pheromone
         table[:, 6] = narrative
+        table[:, LINEAR] = learner.slopes.scores(slots, question)
         probability = np.exp(cold)
         probability /= probability.sum()
         mean, deviation = learner.spread.mean, learner.spread.deviation
@@ -243,9 +250,12 @@ class LearnedState:
         reward = np.array([rewards.get(name, 0.0) for name in names])
         helped = np.maximum(0.0, reward)
         if helped.any():
-            learner.trust.test_and_learn(features, helped, informed=learner.nearness(near) == 1.0)
+            learner.trust.test_and_learn(features, helped, nearness=learner.nearness(near))
             if near is not None:
                 self._judge(learner, near, slots, helped)
+            if not helped.all():
+                chances = np.exp(log_softmax(features[:, COLD] + features[:, LINEAR]))
+                learner.slopes.move(slots, question, SLOPE_RATE * (helped / helped.sum() - chances))
         for slot, value in zip(slots, reward.tolist(), strict=True):
             if value > 0:
                 learner.helped.add(slot, question, value)
@@ -324,6 +334,7 @@ class LearnedState:
         for learner in self.learners.values():
             learner.helped.drop(slot)
             learner.failed.drop(slot)
+            learner.slopes.drop(slot)
         self.free.append(slot)
 
     def _make_room(self, learner: Learner) -> None:
