@@ -94,7 +94,8 @@ def _bend(narrative: Vector, dense: Vector) -> Vector:
     deviation = float(dense.std())
     if deviation < FLAT:
         return np.zeros_like(narrative)
-    return (narrative - narrative.mean()) / np.float32(deviation)
+    bent: Vector = (narrative - narrative.mean()) / np.float32(deviation)
+    return bent
 
 
 def learned_evidence(
