@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from neuralcache_plugins.contracts import Erasure, Recorded
 from neuralcache_plugins.errors import StoreError
 from neuralcache_plugins.memory import LearnedState, Memory
-from neuralcache_plugins.memory.questions import Questions
+from neuralcache_plugins.memory.questions import Questions, Slopes
 from neuralcache_plugins.memory.snapshots import fold_name, pack, unpack
 from neuralcache_plugins.settings import RerankSettings
 from neuralcache_plugins.stores.memory import MemoryStore
@@ -133,6 +133,16 @@ def test_the_nearest_remembered_question_makes_room_in_a_full_document():
     assert slot == 7
     assert rows == pytest.approx(np.array([[0.9, 0.1], [0.0, 1.0]]))
     assert questions.total == 2
+
+
+def test_a_linear_model_is_moved_by_its_errors_and_forgotten_with_its_document():
+    slopes, question = Slopes(2), np.array([0.6, 0.8], dtype=np.float32)
+
+    slopes.move([3, 40], question, np.array([0.5, -0.5]))
+
+    assert slopes.scores([40, -1, 3, 999], question) == pytest.approx([-0.5, 0.0, 0.5, 0.0])
+    slopes.drop(40), slopes.drop(999)
+    assert slopes.scores([40, 3], question) == pytest.approx([0.0, 0.5])
 
 
 @pytest.mark.parametrize("junk", [b"", b"not a snapshot", b"PK\x03\x04 broken"])

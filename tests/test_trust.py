@@ -3,9 +3,20 @@
 import numpy as np
 import pytest
 
-from neuralcache_plugins.core.trust import BURDEN, FEATURES, START, Trust, log_softmax
+from neuralcache_plugins.core.trust import (
+    BURDEN,
+    EVIDENCE_KNOTS,
+    FEATURES,
+    LOAN,
+    START,
+    Nearness,
+    Trust,
+    hats,
+    log_softmax,
+)
 
 SHOWN = 5
+NEAR, FAR = Nearness(0.95, 1.0), Nearness(0.0, 0.0)
 
 
 def features(cold, hint):
@@ -23,7 +34,7 @@ def stream(trust, rng, events, *, reward, hint):
         cold = log_softmax(1.5 * rng.standard_normal(SHOWN))
         right = int(rng.choice(SHOWN, p=np.exp(cold)))
         rewarded = reward(rng, right)
-        trust.test_and_learn(features(cold, hint(rng, right)), np.eye(SHOWN)[rewarded], informed=True)
+        trust.test_and_learn(features(cold, hint(rng, right)), np.eye(SHOWN)[rewarded], nearness=NEAR)
         highest = max(highest, trust.value)
     return highest
 
@@ -41,7 +52,7 @@ def test_trust_starts_below_a_half_and_then_the_order_is_exactly_the_cold_one():
     cold = log_softmax(np.array([1.0, 2.0, 3.0, 0.0, 0.5]))
 
     assert trust.value < 0.5
-    assert trust.order(features(cold, 0), cold, nearness=1.0) is cold
+    assert trust.order(features(cold, 0), cold, nearness=NEAR) is cold
 
 
 def test_at_the_start_a_memory_without_hints_predicts_what_the_cold_order_predicts():
@@ -54,10 +65,10 @@ def test_a_memory_that_is_right_earns_trust_within_ten_tests():
     stream(trust, np.random.default_rng(0), 10, reward=lambda _, right: right, hint=lambda _, right: right)
 
     assert trust.value > 0.75
-    assert trust.share == 1.0
+    assert trust.share(NEAR) == 1.0
     cold = log_softmax(np.zeros(SHOWN))
-    assert trust.order(features(cold, 3), cold, nearness=1.0).argmax() == 3
-    assert trust.order(features(cold, 3), cold, nearness=0.0) is cold
+    assert trust.order(features(cold, 3), cold, nearness=NEAR).argmax() == 3
+    assert trust.order(features(cold, 3), cold, nearness=FAR) is cold
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -81,18 +92,18 @@ def test_always_rewarding_a_wrong_document_never_earns_trust(seed):
 def test_feedback_that_rewards_everything_shown_says_nothing():
     trust = Trust()
 
-    trust.test_and_learn(features(np.zeros(SHOWN), 1), np.ones(SHOWN), informed=True)
+    trust.test_and_learn(features(np.zeros(SHOWN), 1), np.ones(SHOWN), nearness=NEAR)
 
     assert trust.tests == 0
-    assert trust.weights.tolist() == START.tolist()
+    assert (trust.weights == START).all()
 
 
 def test_what_memory_made_no_claim_about_is_not_counted_as_evidence():
     trust = Trust()
 
-    trust.test_and_learn(features(np.zeros(SHOWN), None), np.eye(SHOWN)[0], informed=False)
+    trust.test_and_learn(features(np.zeros(SHOWN), None), np.eye(SHOWN)[0], nearness=FAR)
 
-    assert (trust.over_cold, trust.over_avoidance) == (0.0, 0.0)
+    assert not trust.over_cold.any() and not trust.over_avoidance.any()
 
 
 def test_weights_never_turn_negative():
@@ -108,8 +119,36 @@ def test_weights_never_turn_negative():
 def test_lost_trust_comes_back_only_beyond_the_burden():
     trust = Trust()
     stream(trust, np.random.default_rng(0), 40, reward=lambda _, right: right, hint=lambda _, right: right)
-    earned = trust.over_avoidance
+    earned = trust.over_avoidance[-1]
 
     stream(trust, np.random.default_rng(1), 400, reward=wrong_one, hint=lambda _, right: right)
 
-    assert earned > BURDEN > trust.over_avoidance
+    assert earned > BURDEN > trust.over_avoidance[-1]
+
+
+@pytest.mark.parametrize(("place", "expected"), [
+    (-1.0, [1, 0, 0, 0]), (0.6, [1, 0, 0, 0]), (0.675, [0.5, 0.5, 0, 0]), (0.85, [0, 0, 1, 0]), (2.0, [0, 0, 0, 1]),
+])
+def test_a_place_between_two_knots_belongs_to_both(place, expected):
+    assert hats(place, EVIDENCE_KNOTS) == pytest.approx(np.array(expected))
+
+
+def test_a_region_without_evidence_borrows_and_its_own_losses_use_that_up():
+    trust = Trust()
+    middle = Nearness(EVIDENCE_KNOTS[1], 1.0)
+    trust.over_cold[-1] = trust.over_avoidance[-1] = 50.0
+    assert trust.share(middle) > 0.5
+
+    trust.over_cold[1] = 1.0 - LOAN
+
+    assert trust.share(middle) == 0.0
+    assert trust.share(NEAR) == 1.0
+
+
+def test_what_is_far_keeps_its_own_weights():
+    trust = Trust()
+
+    stream(trust, np.random.default_rng(0), 50, reward=lambda _, right: right, hint=lambda _, right: right)
+
+    assert trust.weights[0].tolist() == START.tolist()
+    assert trust.weights_at(NEAR).tolist() == trust.weights[-1].tolist() != START.tolist()

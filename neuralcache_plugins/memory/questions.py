@@ -1,4 +1,4 @@
-"""Remembered questions, grouped by document, each with a weight."""
+"""What is kept for each document: remembered questions with weights, and one linear model."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import numpy.typing as npt
 from neuralcache_plugins.contracts import Array, Matrix, Vector
 
 FIRST_CAPACITY = 4
+FIRST_SLOPES = 16
 Offsets = npt.NDArray[np.int64]
 
 
@@ -116,6 +117,49 @@ class Questions:
         block, weights = self._blocks[slot]
         self._rows[slot] = block[:count]
         self._weights[slot] = weights[:count]
+
+
+class Slopes:
+    """For each document (a slot number) one linear model: which directions of a question speak for it.
+
+    Where remembered questions vote, this generalises: it is moved by its errors, so it also tells apart documents
+    whose questions are alike. One row of ``width`` numbers a document.
+    """
+
+    def __init__(self, width: int) -> None:
+        self.rows = _zeros(FIRST_SLOPES, width)
+
+    def scores(self, slots: Sequence[int], question: Vector) -> Array:
+        """Return each slot's model for ``question``, (n,); 0 for slots that never learned, such as -1. O(n * width)."""
+        chosen = np.array(slots, dtype=np.int64)
+        chosen[chosen >= len(self.rows)] = -1
+        scores: Array = (self.rows[chosen] @ question).astype(np.float64)
+        scores[chosen < 0] = 0.0
+        return scores
+
+    def move(self, slots: Sequence[int], question: Vector, amounts: Array) -> None:
+        """Add ``amounts`` (n,) times ``question`` to the slots' models; of a slot named twice the last counts."""
+        while max(slots) >= len(self.rows):
+            self.rows = np.concatenate((self.rows, np.zeros_like(self.rows)))
+        self.rows[slots] += amounts.astype(np.float32)[:, None] * question
+
+    def drop(self, slot: int) -> None:
+        """Forget the slot's model."""
+        if slot < len(self.rows):
+            self.rows[slot] = 0.0
+
+    def of(self, slots: Sequence[int]) -> Matrix:
+        """Return the slots' models (n, width)."""
+        rows = _zeros(len(slots), self.rows.shape[1])
+        known = [place for place, slot in enumerate(slots) if slot < len(self.rows)]
+        rows[known] = self.rows[[slots[place] for place in known]]
+        return rows
+
+    def restore(self, rows: Matrix) -> None:
+        """Put back what ``of`` gave, as slots 0, 1, ..."""
+        while len(self.rows) < len(rows):
+            self.rows = np.concatenate((self.rows, np.zeros_like(self.rows)))
+        self.rows[: len(rows)] = rows
 
 
 def _zeros(rows: int, width: int) -> Matrix:

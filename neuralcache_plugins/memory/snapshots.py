@@ -20,12 +20,13 @@ from neuralcache_plugins.memory.questions import Questions
 from neuralcache_plugins.memory.state import LearnedState, Learner, Waiting
 from neuralcache_plugins.settings import RerankSettings
 
-FORMAT = 1
+FORMAT = 2
 _STATE_NUMBERS = (
     "position", "rankings", "feedback", "first_feedback_at", "last_feedback_at", "answer_rate",
 )
 _SPREAD_NUMBERS = ("mean", "variance", "count", "seen")
-_TRUST_NUMBERS = ("over_cold", "over_avoidance", "tests")
+_TRUST_NUMBERS = ("tests",)
+_TRUST_ARRAYS = ("weights", "squares", "over_cold", "over_avoidance", "sharpness_evidence")
 _FOLD_SETTINGS = (
     "half_life_seconds", "narrative_rate", "questions_per_document", "max_documents", "max_questions", "max_sessions",
 )
@@ -103,8 +104,9 @@ def _pack_learner(
     _pack_questions(f"{prefix}.helped", learner.helped, place, arrays)
     _pack_questions(f"{prefix}.failed", learner.failed, place, arrays)
     arrays[f"{prefix}.recent"] = learner.spread.recent.astype(np.float16)
-    for name in ("weights", "squares", "sharpness_evidence"):
+    for name in _TRUST_ARRAYS:
         arrays[f"{prefix}.{name}"] = getattr(learner.trust, name)
+    arrays[f"{prefix}.slopes"] = learner.slopes.of(list(place))
     if learner.narrative is not None:
         arrays[f"{prefix}.narrative"] = learner.narrative
     if learner.sessions:
@@ -129,8 +131,9 @@ def _restore_learner(
     learner.spread.recent = arrays[f"{prefix}.recent"].astype(np.float32)
     for name, value in packed["trust"].items():
         setattr(learner.trust, name, value)
-    for name in ("weights", "squares", "sharpness_evidence"):
+    for name in _TRUST_ARRAYS:
         setattr(learner.trust, name, arrays[f"{prefix}.{name}"])
+    learner.slopes.restore(arrays[f"{prefix}.slopes"])
     learner.narrative = arrays.get(f"{prefix}.narrative")
     for index, session in enumerate(packed["sessions"]):
         learner.sessions[session] = arrays[f"{prefix}.sessions"][index]

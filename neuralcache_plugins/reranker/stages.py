@@ -13,6 +13,10 @@ from neuralcache_plugins.memory import LearnedState
 from neuralcache_plugins.settings import RerankSettings
 
 
+FLAT = 1e-4
+"""Cosines that spread less than this are equal up to rounding."""
+
+
 class Vectors(NamedTuple):
     """Question and candidates of one encoder: ``rows`` (n, d) hold zeros where a document has no usable vector."""
 
@@ -67,8 +71,6 @@ def cold_evidence(
         dense = signals["dense"] = vectors.rows @ vectors.question
         if narrative is not None and settings.learning:
             signals["narrative"] = vectors.rows @ narrative
-            if in_session:
-                dense = dense + np.float32(settings.narrative_weight) * signals["narrative"]
         if vectors.unusable:
             dense = dense.copy()
             dense[list(vectors.unusable)] = np.nan
@@ -79,7 +81,22 @@ def cold_evidence(
         dense_weight=settings.dense_weight,
         lexical_weight=settings.lexical_weight,
     )
+    if in_session and narrative is not None:
+        worth += np.float32(settings.narrative_weight) * _bend(signals["narrative"], signals["dense"])
     return fusion.cold_log_probabilities(worth).astype(np.float64), signals
+
+
+def _bend(narrative: Vector, dense: Vector) -> Vector:
+    """Return how much a narrative added to the question would move each candidate, (n,), in z-scores of the question.
+
+    (question + w * narrative) . document, less its mean, over the deviation of question . document: candidates that
+    all fit the narrative alike are left alone, however well they fit.
+    """
+    deviation = float(dense.std())
+    if deviation < FLAT:
+        return np.zeros_like(narrative)
+    bent: Vector = (narrative - narrative.mean()) / np.float32(deviation)
+    return bent
 
 
 def learned_evidence(
@@ -98,7 +115,7 @@ def learned_evidence(
     signals["pheromone"] = state.documents.pheromones(slots, now) if slots else np.zeros(len(ids), dtype=np.float32)
     signals["association"] = np.zeros(len(ids), dtype=np.float32)
     learner = None if vectors is None else state.learners.get(vectors.encoder)
-    if learner is None or vectors is None or not settings.learning or learner.trust.share == 0.0:
+    if learner is None or vectors is None or not settings.learning or not learner.trust.earned:
         return Evidence(cold, cold, 0.0 if learner is None else learner.trust.value, signals)
     features, near = state.features(
         learner,
@@ -110,9 +127,8 @@ def learned_evidence(
     )
     if near is not None:
         signals["association"] = (np.exp(features[:, 2]) - np.exp(cold)).astype(np.float32)
-    return Evidence(
-        cold, learner.trust.order(features, cold, nearness=learner.nearness(near)), learner.trust.value, signals
-    )
+    final = learner.trust.order(features, cold, nearness=learner.nearness(near))
+    return Evidence(cold, final, learner.trust.value, signals)
 
 
 def choose(
