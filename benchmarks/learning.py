@@ -37,7 +37,7 @@ QUICK = 1_500
 
 
 class Player:
-    """A reranker without its border: the same stages and the same fold, no store, no texts. About 3 x as fast."""
+    """A reranker without its border: the same stages and the same fold, no store, no texts."""
 
     def __init__(self, settings: RerankSettings | None = None) -> None:
         self.settings = settings or RerankSettings()
