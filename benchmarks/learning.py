@@ -48,7 +48,9 @@ class Player:
     def ask(self, case: Case, *, shown: int, session: str | None = None) -> RankingServed:
         """Rank, and let the fold see what was shown."""
         evidence = self.evidence(case, session)
-        chosen = choose(evidence, count=min(shown, len(case.ids)), rows=case.rows, settings=self.settings, rng=self.rng)
+        chosen = choose(
+            evidence, count=min(shown, len(case.ids)), least=None, rows=case.rows, settings=self.settings, rng=self.rng
+        )
         picked = chosen.positions.tolist()
         served = storable_ranking(RankingServed(
             ranking_id=f"r{self.state.rankings}", namespace="default", at=1e9 + self.state.rankings, query_key="q",

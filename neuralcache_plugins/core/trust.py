@@ -40,7 +40,7 @@ WORST = -5.0
 UNIFORM_SHARE = 0.02
 
 WEIGHT_KNOTS = (0.6, 0.92)
-"""Few, because every knot learns from its own share of the feedback: four cost 0.01 to 0.02 under hostile feedback (one seed)."""
+"""Few, because every knot learns from its own share of the feedback: four cost 0.01 to 0.02 under hostile feedback."""
 
 EVIDENCE_KNOTS = (0.6, 0.75, 0.85, 0.95)
 

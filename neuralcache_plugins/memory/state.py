@@ -41,8 +41,8 @@ SILENT_RATE = 0.5
 this, a document that changed its meaning keeps the new right one out of sight (drift, MiniLM: 0.69 to 0.73)."""
 
 SLOPE_RATE = 2.0
-"""Step of the linear models: constant, so that they follow a world that changes. 3 instead helps MiniLM (hostile, clicks)
-by about 0.01 over 1 and costs the local encoder 0.005 where feedback is sparse (one seed)."""
+"""Step of the linear models: constant, so that they follow a world that changes. 3 instead helps MiniLM (hostile,
+clicks) by about 0.01 over 1 and costs the local encoder 0.005 where feedback is sparse (one seed)."""
 
 ANSWER_RATE = 0.01
 REPEAT = 0.95

@@ -12,7 +12,6 @@ from neuralcache_plugins.core import fusion, selection
 from neuralcache_plugins.memory import LearnedState
 from neuralcache_plugins.settings import RerankSettings
 
-
 FLAT = 1e-4
 """Cosines that spread less than this are equal up to rounding."""
 
