@@ -240,7 +240,7 @@ class LearnedState:
                 self._judge(learner, near, slots, helped, rate=REPUTATION_RATE, near_from=REPUTATION_NEAR)
             if not helped.all():
                 chances = np.exp(log_softmax(features[:, COLD] + features[:, LINEAR]))
-                learner.slopes.move(slots, question, SLOPE_RATE * (helped / helped.sum() - chances))
+                self._move(learner, slots, question, SLOPE_RATE * (helped / helped.sum() - chances))
         for slot, value in zip(slots, reward.tolist(), strict=True):
             if value > 0:
                 learner.helped.add(slot, question, value)
@@ -298,7 +298,12 @@ class LearnedState:
         if near is not None:
             self._judge(learner, near, slots, np.zeros(len(slots)), rate=weight * SILENT_RATE, near_from=SILENT_NEAR)
         chances = np.exp(log_softmax(learner.slopes.scores(slots, question)))
-        learner.slopes.move(slots, question, -SLOPE_RATE * weight * chances)
+        self._move(learner, slots, question, -SLOPE_RATE * weight * chances)
+
+    def _move(self, learner: Learner, slots: list[int], question: Vector, amounts: Array) -> None:
+        """Move linear models. A document has one from when it first helped: praise of another moves no bystander."""
+        begun = np.array([self.documents.rewards[slot] > 0 for slot in slots])
+        learner.slopes.move(slots, question, amounts * begun)
 
     def _pay(self, document_id: str, *, at: float, credit: float = 0.0, exposure: float = 0.0) -> None:
         evicted = self.documents.pay(document_id, at=at, credit=credit, exposure=exposure)
