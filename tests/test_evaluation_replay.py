@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from neuralcache_plugins.evaluation import Replay, Stream, replay, text_ranker
 from neuralcache_plugins.evaluation.counterfactual import counterfactual
 from neuralcache_plugins.evaluation.rescoring import recast
 from neuralcache_plugins.evaluation.uncertainty import Array, Bootstrap
+from neuralcache_plugins.evaluation.verdicts import _is_enough
 from neuralcache_plugins.settings import StoreSettings
 from neuralcache_plugins.testing import HashingEncoder
 
@@ -390,3 +392,17 @@ def test_what_people_and_programs_see(same: Replay, tmp_path: Path) -> None:
     assert above.get_xlabel() == "rankings with feedback (count, in the order of the log)"
     assert below.get_xlabel() == "gain of the replayed order (difference of means)"
     assert "Warning: No exploration" in same._repr_html_()
+
+
+def test_no_counterfactual_claim_where_chance_never_tried_the_other_choice() -> None:
+    """Where both rankers agree there is plenty of data, and where they differ there is none: that is not enough."""
+    rng = np.random.default_rng(1)
+    agree = rng.random(600) < 0.6
+    found = counterfactual(
+        (rng.random(600) < np.where(agree, 0.7, 0.3)).astype(float), np.where(agree, 0.95, 0.9), agree,
+        rng.random((600, 2)), rng.random((600, 2)), bootstrap=QUICK,
+    )
+
+    assert found.effective_sample_size > 300
+    assert found.mean_weight == pytest.approx(0.6 / 0.95, abs=0.05)
+    assert not _is_enough(SimpleNamespace(counterfactual=found))

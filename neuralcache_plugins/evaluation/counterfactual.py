@@ -25,13 +25,15 @@ class Counterfactual:
 
     ``logged`` is what the logged first documents got; ``gain`` is doubly robust minus logged, paired. ``matches``
     counts the rankings in which chance chose what the other ranker would have chosen. ``effective_sample_size`` is
-    (sum w)^2 / sum w^2 (Kong 1992): how many equally weighted rankings the estimate is worth.
+    (sum w)^2 / sum w^2 (Kong 1992): how many equally weighted rankings the estimate is worth. ``mean_weight`` is 1 up
+    to noise where chance has tried enough of the other ranker's choices.
     """
 
     rankings: int
     matches: int
     effective_sample_size: float
     largest_weight_share: float
+    mean_weight: float
     logged: Interval
     ips: Interval
     snips: Interval
@@ -45,7 +47,8 @@ class Counterfactual:
         return {
             "rankings": self.rankings, "matches": self.matches,
             "effective_sample_size": finite(self.effective_sample_size),
-            "largest_weight_share": finite(self.largest_weight_share), **estimates,
+            "largest_weight_share": finite(self.largest_weight_share),
+            "mean_weight": finite(self.mean_weight), **estimates,
         }
 
 
@@ -77,6 +80,7 @@ def counterfactual(
         matches=int((weights > 0).sum()),
         effective_sample_size=total**2 / float(weights @ weights) if total else 0.0,
         largest_weight_share=largest / total if total else 0.0,
+        mean_weight=total / len(rewards) if len(rewards) else 0.0,
         logged=sure.mean(rewards, clusters),
         ips=sure.mean(weights * rewards, clusters),
         snips=sure.ratio(weights * rewards, weights, clusters),

@@ -24,6 +24,9 @@ ENOUGH_SAMPLES = 30.0
 MOST_OF_ONE = 0.2
 """No single ranking may carry more than this share of the weights."""
 
+MISSING_WEIGHT = 0.1
+"""Weights have mean 1; further from it, chance has not tried enough of what the other ranker would have chosen."""
+
 TOP_ONLY = 0.95
 """With a greater share of the rewards on the first document shown, the log says nothing about other orders."""
 
@@ -108,8 +111,9 @@ def _doubts_of_exploration(replay: Replay, rows: Sequence[Row]) -> Iterator[str]
         yield f"{found.rankings} of {replay.rankings} rankings were explored; the estimates speak of those alone."
     if not _is_enough(replay):
         yield (f"The effective sample size is {found.effective_sample_size:.1f} and one ranking carries "
-               f"{found.largest_weight_share:.0%} of the weights: too little for a counterfactual claim "
-               f"(wanted: at least {ENOUGH_SAMPLES:.0f}, at most {MOST_OF_ONE:.0%}).")
+               f"{found.largest_weight_share:.0%} of the weights, whose mean is {found.mean_weight:.2f}: too little "
+               f"for a counterfactual claim (wanted: at least {ENOUGH_SAMPLES:.0f}, at most {MOST_OF_ONE:.0%}, and "
+               f"1.00 within {MISSING_WEIGHT:.2f}).")
     share = float(np.mean([len(row.ids) / max(1, row.candidates) for row in rows if row.propensity < 1.0]))
     if share < 0.999:
         yield (f"Of the candidates {share:.0%} were shown: the estimates take it that the replayed ranker's first "
@@ -135,4 +139,4 @@ def _at_top(replay: Replay) -> float:
 def _is_enough(replay: Replay) -> bool:
     found = replay.counterfactual
     return (found is not None and found.effective_sample_size >= ENOUGH_SAMPLES
-            and found.largest_weight_share <= MOST_OF_ONE)
+            and found.largest_weight_share <= MOST_OF_ONE and abs(found.mean_weight - 1.0) <= MISSING_WEIGHT)

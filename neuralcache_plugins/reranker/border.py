@@ -165,6 +165,8 @@ def _pairs(rewards: Any) -> list[tuple[Any, Any]]:
 
 
 def _listed(names: Any) -> list[Any]:
+    if type(names) in (list, tuple):  # asking the abstract classes takes longer than all the rest
+        return list(names)
     if isinstance(names, (str, Integral)):
         return [names]
     if not isinstance(names, Iterable):
@@ -173,13 +175,13 @@ def _listed(names: Any) -> list[Any]:
 
 
 def _shown(ranking: RankingServed, name: Any) -> str:
-    if isinstance(name, bool) or not isinstance(name, (str, Integral)):
+    if isinstance(name, bool) or not isinstance(name, (str, int, Integral)):
         raise InvalidInputError(
             f"documents are named by id (str) or by position in the list that was ranked (int), got {name!r}"
         )
     if isinstance(name, str) and name in ranking.document_ids:
         return name
-    if isinstance(name, Integral) and name in ranking.positions:
+    if not isinstance(name, str) and name in ranking.positions:
         return ranking.document_ids[ranking.positions.index(int(name))]
     kind = "document" if isinstance(name, str) else "position"
     shown = ", ".join(ranking.document_ids[:10]) + (", ..." if len(ranking.document_ids) > 10 else "")

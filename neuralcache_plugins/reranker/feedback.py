@@ -88,10 +88,10 @@ class FeedbackStage:
 
     def _notice_erasures(self) -> None:
         """Forget what was written lately once anybody erased anything: the store knows what is left."""
-        epoch = self._memory.epoch()
-        if epoch != self._epoch:
+        known = self._memory.known_epoch if self._epoch is None else self._epoch
+        self._epoch = self._memory.epoch()
+        if self._epoch != known:
             self._recorder.forget_recent()
-            self._epoch = epoch
 
     def _in_hand(self, ranking: Ranking, namespace: str) -> RankingServed:
         if ranking.served is None:
