@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from neuralcache_plugins.core.fusion import cold_log_probabilities, cold_worth, prior_signal, standardize
@@ -122,6 +122,7 @@ def test_a_document_without_a_vector_falls_back_to_its_other_signals() -> None:
 @given(st.integers(1, 20).flatmap(lambda n: st.tuples(*[
     st.lists(ANY, min_size=n, max_size=n), st.lists(ANY, min_size=n, max_size=n),
     st.lists(st.one_of(SIGNAL, st.just(math.nan), st.just(math.inf)), min_size=n, max_size=n)])))
+@example(signals=([0.0, 0.0], [math.inf, -math.inf], [0.0, math.inf]))
 def test_worth_and_chances_are_always_finite(signals: tuple[list[float], list[float], list[float]]) -> None:
     scores, dense, lexical = signals
     values = worth(prior_signal(scores, len(scores)), dense, lexical)

@@ -111,8 +111,9 @@ MIGRATIONS: tuple[Migration, ...] = ((*_TABLES, *_VIEWS),)
 
 def check_file(connection: sqlite3.Connection, migrations: Sequence[Migration], *, place: str) -> None:
     """Refuse a file of another application and one from a newer release, before anything is written."""
-    application = connection.execute("PRAGMA application_id").fetchone()[0]
+    # tables first: another process may be making the file, and it signs in the transaction that makes the tables
     tables = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+    application = connection.execute("PRAGMA application_id").fetchone()[0]
     if tables and application != APPLICATION_ID:
         raise StoreCorruptError(
             f"{place} is a SQLite file of another application and was left untouched; give this store a file of its own"
