@@ -15,14 +15,14 @@ DAY = 86_400.0
 def test_credit_halves_every_half_life_and_reading_it_changes_nothing():
     value, written = np.array([1.0, -2.0]), np.array([0.0, 0.0])
 
-    halved = signals.decayed(value, written, 30 * DAY, half_life_seconds=30 * DAY)
+    halved = value * signals.fade(written, 30 * DAY, half_life_seconds=30 * DAY)
 
     assert halved.tolist() == [0.5, -1.0]
     assert value.tolist() == [1.0, -2.0]
 
 
 def test_a_clock_that_ran_backwards_never_amplifies():
-    assert signals.decayed(np.array([1.0]), np.array([100.0]), 0.0, half_life_seconds=10.0).tolist() == [1.0]
+    assert signals.fade(np.array([100.0]), 0.0, half_life_seconds=10.0).tolist() == [1.0]
 
 
 @given(st.floats(-1e6, 1e6), st.floats(0, 1e6))

@@ -12,7 +12,6 @@ import unicodedata
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
@@ -26,8 +25,8 @@ _Ids: TypeAlias = npt.NDArray[np.uint32]
 # every one of these sits in a wide plateau on the sets of benchmarks/cold_start.py
 _SATURATION = 1.2
 _LENGTH_WEIGHT = 0.75
-# of BM25, neighbouring pairs and coverage
-_WEIGHTS = np.array([[1.0], [0.6], [0.3]])
+_PAIRS_WEIGHT = 0.6
+_COVERAGE_WEIGHT = 0.3
 _SHARPNESS = 2.0
 _HALF_TRUSTED_LENGTH = 30.0
 _MAX_QUERY_TOKENS = 512
@@ -106,24 +105,31 @@ def lexical_scores(query: TokenStatistics, documents: Sequence[TokenStatistics])
     texts = [document.ids for document in documents]
     lengths = np.fromiter(map(len, texts), dtype=np.float64, count=n) * 0.25
     hits = _find(terms.ids, texts, lengths)
-    counts = np.bincount(hits.term * n + hits.document, minlength=terms.ids.size * n).reshape(-1, n)
-    present = counts > 0
-    rarity = _rarity(present)
-    # sums along the first axis round alike for every document, so equal texts keep exactly equal scores
-    parts = np.empty((len(_WEIGHTS), n))
-    np.add.reduce((terms.counts * rarity)[:, None] * _saturated(counts, lengths), axis=0, out=parts[0])
-    parts[1] = _pair_scores(hits, terms, rarity, n)
-    np.add.reduce(rarity[:, None] * present, axis=0, out=parts[2])
-    z = _standardize(np.add.reduce(_WEIGHTS * _standardize(parts), axis=0))
-    return (_confidence(z, float(np.add.reduce(lengths)) / n) * z).astype(np.float32)
+    if not hits.place.size:
+        return np.zeros(n, dtype=np.float32)
+    # one cell for every word that a document has
+    counts = np.bincount(hits.term * n + hits.document, minlength=terms.ids.size * n)
+    cells = counts.nonzero()[0]
+    term, document = np.divmod(cells, n)
+    rarity = _rarity(np.bincount(term, minlength=terms.ids.size), n)
+    mean_length = float(np.add.reduce(lengths)) / n
+    saturated = _saturated(counts[cells], lengths[document], mean_length)
+    bm25 = _added_up((terms.counts * rarity)[term] * saturated, document, n)
+    coverage = _added_up(rarity[term], document, n)
+    worth = _standardize(bm25) + _COVERAGE_WEIGHT * _standardize(coverage)
+    pairs = _pair_scores(hits, terms, rarity, n)
+    if pairs is not None:
+        worth += _PAIRS_WEIGHT * _standardize(pairs)
+    z = _standardize(worth)
+    return (_confidence(z, mean_length) * z).astype(np.float32)
 
 
 class _Terms(NamedTuple):
-    """The distinct words of a query by rising id, shape (t,); ``pairs[a * t + b]`` tells whether b follows a in it."""
+    """The distinct words of a query by rising id, shape (t,), and its words in order as indices into them."""
 
     ids: _Ids
-    counts: _Floats
-    pairs: npt.NDArray[np.bool_]
+    counts: Positions
+    order: list[int]
 
 
 class _Hits(NamedTuple):
@@ -143,14 +149,10 @@ def _tokens_of(match: re.Match[str]) -> list[str]:
 
 def _query_terms(query: TokenStatistics) -> _Terms:
     # a query has a dozen words: plain Python beats the fixed cost of numpy's set functions
-    ids = np.frombuffer(query.ids, dtype=np.uint32)[:_MAX_QUERY_TOKENS].tolist()
+    ids = np.frombuffer(query.ids, dtype=np.uint32, count=min(query.length, _MAX_QUERY_TOKENS)).tolist()
     index = {term: at for at, term in enumerate(sorted(set(ids)))}
-    size = len(index)
     order = [index[term] for term in ids]
-    pairs = np.zeros(size * size, dtype=np.bool_)
-    pairs[[first * size + second for first, second in pairwise(order)]] = True
-    return _Terms(np.array(list(index), dtype=np.uint32), np.bincount(order, minlength=size).astype(np.float64),
-                  pairs)
+    return _Terms(np.array(list(index), dtype=np.uint32), np.bincount(order, minlength=len(index)), order)
 
 
 def _find(terms: _Ids, texts: Sequence[bytes], lengths: _Floats) -> _Hits:
@@ -166,42 +168,50 @@ def _find(terms: _Ids, texts: Sequence[bytes], lengths: _Floats) -> _Hits:
     return _Hits(place, term[exact], lengths.cumsum().searchsorted(place, side="right"))
 
 
-def _rarity(present: npt.NDArray[np.bool_]) -> _Floats:
+def _rarity(having: Positions, n: int) -> _Floats:
     """Return ln(1 + (n - df + .5) / (df + .5)) per term, with df counted among the candidates, shape (t,).
 
     Robertson and Zaragoza, Foundations and Trends in Information Retrieval 3 (2009), eq. 3.3, with the usual 1 inside
     that keeps it positive. A background over earlier calls gained nothing and would make calls depend on each other.
     """
-    n = present.shape[1]
-    having = present.sum(axis=1)
-    rarity: _Floats = np.log1p((n - having + 0.5) / (having + 0.5))
+    rarity: _Floats = np.log((n + 1.0) / (having + 0.5))
     return rarity
 
 
-def _saturated(counts: npt.NDArray[np.int64], lengths: _Floats) -> _Floats:
-    """Return tf / (tf + k1 (1 - b + b length / mean length)), shape (t, n): Robertson and Zaragoza 2009, eq. 3.15."""
-    mean = max(float(lengths.sum()) / lengths.size, 1.0)
-    saturated: _Floats = counts / (counts + (lengths * (_LENGTH_WEIGHT / mean) + (1 - _LENGTH_WEIGHT)) * _SATURATION)
+def _saturated(counts: Positions, lengths: _Floats, mean_length: float) -> _Floats:
+    """Return tf / (tf + k1 (1 - b + b length / mean length)) per cell: Robertson and Zaragoza 2009, eq. 3.15."""
+    scale = _SATURATION * _LENGTH_WEIGHT / max(mean_length, 1.0)
+    saturated: _Floats = counts / (counts + (lengths * scale + _SATURATION * (1 - _LENGTH_WEIGHT)))
     return saturated
 
 
-def _pair_scores(hits: _Hits, terms: _Terms, rarity: _Floats, n: int) -> _Floats:
-    """Return, per document, the rarity of all neighbouring words that are neighbours in the query too, shape (n,)."""
-    first, second = hits.term[:-1], hits.term[1:]
-    beside = (hits.place[1:] - hits.place[:-1] == 1) & (hits.document[1:] == hits.document[:-1])
-    beside &= terms.pairs.take(first * terms.ids.size + second)
-    worth = beside * (rarity[first] + rarity[second])
-    return np.bincount(hits.document[:-1], weights=worth, minlength=n).astype(np.float64, copy=False)
+def _pair_scores(hits: _Hits, terms: _Terms, rarity: _Floats, n: int) -> _Floats | None:
+    """Return, per document, the rarity of all neighbouring words that are neighbours in the query too, shape (n,).
+
+    None when there are none at all, as with most questions of few words.
+    """
+    beside = ((hits.place[1:] - hits.place[:-1]) == 1).nonzero()[0]
+    if not beside.size:
+        return None
+    follows = np.zeros((terms.ids.size, terms.ids.size), dtype=np.bool_)
+    follows[terms.order[:-1], terms.order[1:]] = True
+    first, second, document = hits.term[beside], hits.term[beside + 1], hits.document[beside]
+    same = follows[first, second] & (document == hits.document[beside + 1])
+    return _added_up(same * (rarity[first] + rarity[second]), document, n)
+
+
+def _added_up(worth: _Floats, document: Positions, n: int) -> _Floats:
+    """Return the sum for each of n documents, in the same order for all: equal texts keep exactly equal scores."""
+    return np.bincount(document, weights=worth, minlength=n).astype(np.float64, copy=False)
 
 
 def _standardize(values: _Floats) -> _Floats:
-    """Return z-scores along the last axis; zeros where the values are equal up to rounding."""
-    n = values.shape[-1]
-    centred: _Floats = values - np.add.reduce(values, axis=-1, keepdims=True) / n
-    spread = np.sqrt(np.add.reduce(centred * centred, axis=-1, keepdims=True) / n)
+    """Return z-scores, shape (n,); zeros where the values are equal up to rounding."""
+    centred: _Floats = values - float(np.add.reduce(values)) / values.size
+    spread = math.sqrt(float(centred.dot(centred)) / values.size)
     # equal values leave only rounding behind, which must not be blown up
-    standard: _Floats = centred * (spread > 1e-9) / np.maximum(spread, 1e-9)
-    return standard
+    centred *= 1.0 / spread if spread > 1e-9 else 0.0
+    return centred
 
 
 def _confidence(z: _Floats, mean_length: float) -> float:
@@ -210,10 +220,10 @@ def _confidence(z: _Floats, mean_length: float) -> float:
     1 - entropy of softmax(2 z) / ln n is near 1 when one candidate stands out. The second factor is half at 30 words
     a candidate: in a one-line label a missing word means little, because hardly any word of the question fits in.
     """
-    logits = _SHARPNESS * (z - z.max())
+    logits = _SHARPNESS * (z - np.maximum.reduce(z))
     p = np.exp(logits)
-    total = float(p.sum())
-    entropy = math.log(total) - float(p @ logits) / total
+    total = float(np.add.reduce(p))
+    entropy = math.log(total) - float(p.dot(logits)) / total
     return max(1.0 - entropy / math.log(z.size), 0.0) * mean_length / (mean_length + _HALF_TRUSTED_LENGTH)
 
 

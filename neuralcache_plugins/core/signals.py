@@ -26,9 +26,10 @@ EXPOSURE_PATIENCE = 10.0
 _WIDTHS = np.array(BANDWIDTHS, dtype=np.float32)[:, None]
 
 
-def decayed(value: Array, at: Array, now: float, *, half_life_seconds: float) -> Array:
-    """Return ``value``, written at ``at``, as it counts at ``now``; a clock that ran backwards changes nothing."""
-    return value * np.exp2(-np.maximum(0.0, now - at) / half_life_seconds)
+def fade(at: Array, now: float, *, half_life_seconds: float) -> Array:
+    """Return what is left at ``now`` of one unit written at ``at``; a clock that ran backwards changes nothing."""
+    left: Array = np.exp2(np.maximum(0.0, now - at) / -half_life_seconds)
+    return left
 
 
 def pheromone(credit: Array, exposure: Array) -> Vector:
@@ -75,9 +76,11 @@ def association(
     """
     standard = (similarity - np.float32(mean)) / np.float32(deviation)
     top = max(NEAR, float(standard.max()))
-    wide = np.exp(np.maximum(standard, np.float32(FAR)) - np.float32(top))
-    middle = wide * wide
-    mass = np.stack((middle * middle, middle, wide))
+    mass = np.empty((len(BANDWIDTHS), len(standard)), dtype=np.float32)
+    narrow, middle, wide = mass  # each kernel is the square of the next wider one
+    np.exp(np.maximum(standard, np.float32(FAR)) - np.float32(top), out=wide)
+    np.multiply(wide, wide, out=middle)
+    np.multiply(middle, middle, out=narrow)
     mass -= np.exp((FAR - top) / _WIDTHS)
     mass *= weight
     votes = np.add.reduceat(mass, starts, axis=1) * (1.0 + remembered) ** -SHARE_EXPONENT

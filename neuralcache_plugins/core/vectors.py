@@ -43,8 +43,9 @@ def unit_rows(values: Any, *, count: int, width: int) -> tuple[Matrix, list[int]
     them would cost as much as all the cosines); anything else is copied. O(count * width).
     """
     rows = _matrix(values, count=count, width=width)
-    squares = np.einsum("ij,ij->i", rows, rows)
-    if count and squares.max() < 1.0 + UNIT and squares.min() > 1.0 - UNIT:
+    with np.errstate(invalid="ignore", over="ignore"):  # what is not finite is found below
+        squares = np.vecdot(rows, rows)
+    if count and np.maximum.reduce(squares) < 1.0 + UNIT and np.minimum.reduce(squares) > 1.0 - UNIT:
         return rows, []
     if isinstance(values, np.ndarray) and np.may_share_memory(rows, values):
         rows = rows.copy()

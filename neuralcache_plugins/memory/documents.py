@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from array import array
 from collections import OrderedDict
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from neuralcache_plugins.contracts import Array, Vector
 from neuralcache_plugins.core import signals
@@ -16,7 +18,8 @@ COLUMNS = ("credit", "exposure", "written_at", "rewards")
 class Documents:
     """Numbers by document, each document in a slot of its own that is used again when the document goes.
 
-    Plain lists: they are written one number at a time, where numpy is slow, and read a few at a time.
+    Arrays of the standard library: written one number at a time, where numpy is slow, and read by many, where it is
+    fast and needs no copy of them.
     """
 
     def __init__(self, *, capacity: int, half_life_seconds: float) -> None:
@@ -24,10 +27,10 @@ class Documents:
         self.half_life_seconds = half_life_seconds
         self.slots: OrderedDict[str, int] = OrderedDict()
         self.free: list[int] = []
-        self.credit: list[float] = []
-        self.exposure: list[float] = []
-        self.written_at: list[float] = []
-        self.rewards: list[float] = []
+        self.credit = array("d")
+        self.exposure = array("d")
+        self.written_at = array("d")
+        self.rewards = array("d")
         self.rewards_total = 0.0
 
     def __len__(self) -> int:
@@ -40,21 +43,20 @@ class Documents:
 
     def pheromones(self, slots: Sequence[int], now: float) -> Vector:
         """Return the standing of each slot in (-1, 1) as of ``now``; 0 for the unknown."""
-        standing = np.zeros(len(slots), dtype=np.float32)
-        columns = [column for column, slot in enumerate(slots) if slot >= 0]
-        if not columns:
-            return standing
-        known = [slots[column] for column in columns]
-        written = np.array([self.written_at[slot] for slot in known])
-        numbers = np.array([[self.credit[slot] for slot in known], [self.exposure[slot] for slot in known]])
-        credit, exposure = signals.decayed(numbers, written, now, half_life_seconds=self.half_life_seconds)
-        standing[columns] = signals.pheromone(credit, exposure)
+        if not self.slots:
+            return np.zeros(len(slots), dtype=np.float32)
+        chosen = np.array(slots, dtype=np.int64)
+        fade = signals.fade(np.frombuffer(self.written_at)[chosen], now, half_life_seconds=self.half_life_seconds)
+        standing = signals.pheromone(
+            np.frombuffer(self.credit)[chosen] * fade, np.frombuffer(self.exposure)[chosen] * fade
+        )
+        standing[chosen < 0] = 0.0
         return standing
 
-    def shares(self, slots: Sequence[int]) -> Array:
-        """Return each slot's share of all rewards, as far as there are enough to tell."""
-        total = self.rewards_total + signals.POPULARITY_PRIOR
-        return np.array([self.rewards[slot] for slot in slots]) / total
+    def shares(self, slots: npt.NDArray[np.int64]) -> Array:
+        """Return the share of all rewards that each known slot has, as far as there are enough to tell."""
+        shares: Array = np.frombuffer(self.rewards)[slots] / (self.rewards_total + signals.POPULARITY_PRIOR)
+        return shares
 
     def pay(self, document_id: str, *, at: float, credit: float = 0.0, exposure: float = 0.0) -> int | None:
         """Bring a document's numbers up to ``at``, then add. Returns the slot of a document that had to go for it."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import accumulate
 from typing import NamedTuple
 
 import numpy as np
@@ -46,16 +45,15 @@ class Questions:
 
         One matrix-vector product a candidate, without copying: O(remembered * width).
         """
-        rows = self._rows
-        columns = [column for column, slot in enumerate(slots) if slot in rows]
+        held = list(map(self._rows.get, slots))
+        columns = [column for column, rows in enumerate(held) if rows is not None]
         if not columns:
             return None
-        known = [slots[column] for column in columns]
-        compared = [rows[slot].dot(question) for slot in known]
-        weight = np.concatenate([self._weights[slot] for slot in known])
-        sizes = list(map(len, compared))
-        starts = np.array([0, *accumulate(sizes[:-1])])
-        return Near(np.concatenate(compared), weight, starts, np.array(columns), np.array(sizes, dtype=np.float64))
+        compared = [rows.dot(question) for rows in held if rows is not None]
+        weight = np.concatenate([self._weights[slots[column]] for column in columns])
+        sizes = np.array(list(map(len, compared)))
+        starts = np.cumsum(sizes) - sizes
+        return Near(np.concatenate(compared), weight, starts, np.array(columns), sizes.astype(np.float64))
 
     def add(self, slot: int, question: Vector, weight: float) -> None:
         """Remember one more question for ``slot``."""

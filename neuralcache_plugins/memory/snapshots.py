@@ -9,6 +9,7 @@ import hashlib
 import io
 import json
 import zipfile
+from array import array
 from collections import OrderedDict
 from typing import Any
 
@@ -42,11 +43,10 @@ def pack(state: LearnedState) -> bytes:
     """Return the whole state as bytes. O(size)."""
     arrays: dict[str, np.ndarray[Any, Any]] = {}
     documents = state.documents
-    order = list(documents.slots.values())
+    order = np.array(list(documents.slots.values()), dtype=np.int64)
     for name in COLUMNS:
-        column = getattr(documents, name)
-        arrays[name] = np.array([column[slot] for slot in order])
-    place = {slot: index for index, slot in enumerate(order)}
+        arrays[name] = np.array(getattr(documents, name))[order]
+    place = {slot: index for index, slot in enumerate(order.tolist())}
     header = {
         "format": FORMAT,
         **{name: getattr(state, name) for name in _STATE_NUMBERS},
@@ -90,7 +90,7 @@ def _restore(header: dict[str, Any], arrays: dict[str, np.ndarray[Any, Any]], se
     documents.slots = OrderedDict((document_id, slot) for slot, document_id in enumerate(header["documents"]))
     documents.rewards_total = header["rewards_total"]
     for name in COLUMNS:
-        setattr(documents, name, arrays[name].tolist())
+        setattr(documents, name, array("d", arrays[name].tobytes()))
     for index, (key, encoder, document_ids) in enumerate(header["waiting"]):
         state.waiting[key] = Waiting(encoder, _vector(arrays, f"waiting.{index}"), tuple(document_ids))
     for index, packed in enumerate(header["learners"]):

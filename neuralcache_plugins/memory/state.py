@@ -164,7 +164,7 @@ class LearnedState:
         if near is None:
             table[:, 1:4] = np.log(probability + signals.VOTE_FLOOR)[:, None]
         else:
-            share = self.documents.shares([slots[column] for column in near.columns.tolist()])
+            share = self.documents.shares(np.array(slots)[near.columns])
             table[:, 1:4] = signals.association(
                 *near, share=share, cold=probability, mean=mean, deviation=deviation
             ).T

@@ -6,6 +6,7 @@ import hashlib
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
+from typing import cast
 
 from neuralcache_plugins.core.lexical import TokenStatistics, token_statistics
 
@@ -23,11 +24,13 @@ class TextCache:
         """Return one object per text; a text seen lately costs a look-up."""
         with self._lock:
             known = self._statistics
-            found = [known.get(text) for text in texts]
+            found = list(map(known.get, texts))
             if 2 * len(known) > self._capacity:  # nobody is about to go while there is plenty of room
                 for text, one in zip(texts, found, strict=True):
                     if one is not None:
                         known.move_to_end(text)
+        if all(found):
+            return cast("list[TokenStatistics]", found)
         return [one or self._learn(text) for text, one in zip(texts, found, strict=True)]
 
     def key(self, text: str) -> str:
