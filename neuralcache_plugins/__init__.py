@@ -21,6 +21,7 @@ _HOME = {
     "Reranker": "reranker",
     "SchemaVersionError": "errors",
     "StoreBusyError": "errors",
+    "ErasedMeanwhileError": "errors",
     "StoreClosedError": "errors",
     "StoreCorruptError": "errors",
     "StoreError": "errors",
@@ -34,6 +35,7 @@ _HOME = {
 __all__ = [
     "DimensionMismatchError",
     "EncoderError",
+    "ErasedMeanwhileError",
     "InvalidInputError",
     "MissingExtraError",
     "NeuralCacheError",
@@ -57,6 +59,7 @@ if TYPE_CHECKING:
     from neuralcache_plugins.errors import (
         DimensionMismatchError,
         EncoderError,
+        ErasedMeanwhileError,
         InvalidInputError,
         MissingExtraError,
         NeuralCacheError,

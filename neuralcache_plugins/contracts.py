@@ -181,8 +181,8 @@ class Recorded:
 class Appended:
     """What ``TelemetryStore.append`` did: one position per event handed in, and the signs right before and after.
 
-    Both signs are taken within the transaction: a reader that knew ``before`` misses nothing when it goes on from
-    ``sign``.
+    A reader that knew ``before`` misses nothing when it goes on from ``sign``. Where the store cannot be sure of that,
+    ``before`` equals no other sign.
     """
 
     positions: tuple[int, ...]
@@ -265,8 +265,10 @@ class TelemetryStore(Protocol):
     def hash_key(self) -> bytes:
         """Return the store's own random key (32 bytes) for hashing texts; the same in every process."""
 
-    def append(self, events: Sequence[Event]) -> Appended:
+    def append(self, events: Sequence[Event], *, epoch: int | None = None) -> Appended:
         """Append durably, in order, in one transaction.
+
+        With ``epoch`` given, only while that is the store's: ``ErasedMeanwhileError`` otherwise, and nothing is stored.
 
         An event whose ``feedback_id`` (or, for rankings, ``ranking_id``) is already stored is not stored again;
         its old position is returned; ids are unique within a namespace. Appending feedback also stores its ranking

@@ -14,6 +14,7 @@
         ├── StoreFullError                       no room left, or the place is read-only
         ├── StoreCorruptError                    the file is damaged; its message says how to go on
         ├── StoreClosedError                     used after ``close()``
+        ├── ErasedMeanwhileError                 something was erased since the caller last looked
         └── SchemaVersionError                   written by a newer release than this one
 
 A caller who knows only Python can catch ``ValueError``, ``LookupError``, ``ImportError`` and ``RuntimeError``.
@@ -77,6 +78,10 @@ class StoreCorruptError(StoreError):
 
 class StoreClosedError(StoreError):
     """The store was used after it was closed."""
+
+
+class ErasedMeanwhileError(StoreError):
+    """Something was erased since the epoch that the caller knows; nothing was stored."""
 
 
 class SchemaVersionError(StoreError):

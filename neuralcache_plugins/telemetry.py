@@ -31,7 +31,7 @@ from neuralcache_plugins.contracts import (
     TelemetryStore,
     Vector,
 )
-from neuralcache_plugins.errors import InvalidInputError, StoreClosedError, StoreError
+from neuralcache_plugins.errors import ErasedMeanwhileError, InvalidInputError, StoreClosedError, StoreError
 
 _LOG = logging.getLogger(__name__)
 
@@ -84,14 +84,15 @@ class Recorder:
         elif not self._thread.running:
             self._thread.start()
 
-    def told(self, event: FeedbackGiven) -> Recorded:
+    def told(self, event: FeedbackGiven, *, epoch: int | None = None) -> Recorded:
         """Write feedback, after the rankings that are pending, and return when it is durable.
 
-        Raises ``StoreError`` when the store cannot; then the feedback is not stored and the rankings stay pending.
+        Raises ``StoreError`` when the store cannot, and ``ErasedMeanwhileError`` when ``epoch`` is given and over; then
+        the feedback is not stored and the rankings stay pending.
         """
         if self._closed:
             raise StoreClosedError("the recorder is closed")
-        return self._writer.write_feedback(event)
+        return self._writer.write_feedback(event, epoch)
 
     def keep_vectors(self, namespace: str, encoder: str, vectors: Sequence[StoredVector], *, at: float,
                      max_rows: int) -> None:
@@ -282,7 +283,7 @@ class _Writer:
         self._turn = threading.Lock()
         self._failing = False
 
-    def write_feedback(self, event: FeedbackGiven) -> Recorded:
+    def write_feedback(self, event: FeedbackGiven, epoch: int | None) -> Recorded:
         with self._turn:
             rankings: list[RankingServed] = []
             if len(self._buffer):
@@ -291,11 +292,11 @@ class _Writer:
                 rankings = list(map(storable_ranking, self._buffer.pending()))
             feedback = storable_feedback(event, self._known(event, rankings))
             try:
-                return self._append([*rankings, feedback])[-1]
+                return self._append([*rankings, feedback], epoch)[-1]
             except InvalidInputError:
                 # one of the rankings cannot be stored at all; or the feedback itself, and then this raises again
                 self._write_rankings(leave=0)
-                return self._append([feedback])[-1]
+                return self._append([feedback], epoch)[-1]
 
     def write_pending(self) -> None:
         with self._turn:
@@ -346,9 +347,11 @@ class _Writer:
             self._buffer.remove(lambda event: event is batch[0])
             self._buffer.drop(1, f"the store cannot hold them: {error}")
 
-    def _append(self, events: Sequence[Event]) -> list[Recorded]:
+    def _append(self, events: Sequence[Event], epoch: int | None = None) -> list[Recorded]:
         try:
-            appended = self._store.append(events)
+            appended = self._store.append(events, epoch=epoch)
+        except ErasedMeanwhileError:
+            raise  # the store is well
         except StoreError as error:
             self._note_failure(error)
             raise

@@ -48,7 +48,7 @@ from neuralcache_plugins.contracts import (
     TelemetryStore,
     Vector,
 )
-from neuralcache_plugins.errors import InvalidInputError, StoreClosedError, StoreError
+from neuralcache_plugins.errors import ErasedMeanwhileError, InvalidInputError, StoreClosedError, StoreError
 
 __all__ = [
     "FailingStore",
@@ -140,9 +140,9 @@ class FailingStore:
         """Pass on or fail."""
         return self._asked("hash_key").hash_key()
 
-    def append(self, events: Sequence[Event]) -> Appended:
+    def append(self, events: Sequence[Event], *, epoch: int | None = None) -> Appended:
         """Pass on or fail."""
-        return self._asked("append").append(events)
+        return self._asked("append").append(events, epoch=epoch)
 
     def read(self, *, after: int = 0, upto: int | None = None, namespace: str | None = None,
              limit: int = 1000) -> list[Recorded]:
@@ -434,6 +434,23 @@ class StoreConformance:
             store.append([make_ranking("r1"), make_feedback(make_ranking("r2")), stray])
         assert _ids(store.read()) == ["r0"]
         assert store.sign() == before.sign
+
+    def test_an_append_of_an_epoch_that_is_over_stores_nothing(self, store: TelemetryStore) -> None:
+        """Whoever appends what was found before an erasure is told so; in the new epoch it works again."""
+        feedback, doomed = make_feedback(), make_ranking("doomed", documents=("z",))
+        store.append([feedback.ranking, doomed])
+        before = store.head().epoch
+        store.append([make_ranking("r0")], epoch=before)
+        store.erase(Erasure(namespace="default", document_ids=("z",)))
+        sign = store.sign()
+
+        for late in (feedback, make_ranking("r1"), make_feedback(doomed, rewards=(("z", 1.0),))):
+            with pytest.raises(ErasedMeanwhileError):
+                store.append([late], epoch=before)
+        assert _ids(store.read()) == [feedback.ranking_id, "r0"]
+        assert store.sign() == sign
+        store.append([feedback], epoch=store.head().epoch)
+        assert len(store.read()) == 3
 
     def test_finds_the_latest_ranking_of_a_question(self, store: TelemetryStore) -> None:
         """The newest by position counts, within the namespace."""

@@ -106,6 +106,7 @@ def test_an_adapter_loads_no_other_framework(module: str, other: set[str]) -> No
         ("StoreFullError", RuntimeError),
         ("StoreCorruptError", RuntimeError),
         ("StoreClosedError", RuntimeError),
+        ("ErasedMeanwhileError", RuntimeError),
         ("SchemaVersionError", RuntimeError),
     ],
 )

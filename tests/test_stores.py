@@ -524,13 +524,23 @@ def test_reading_costs_a_bounded_number_of_queries(store, statements):
     assert [statement.split()[0] for statement in statements] == ["BEGIN", "SELECT", "SELECT", "COMMIT"]
 
 
-def test_writing_is_one_transaction(store, statements):
-    """Feedback whose ranking is known costs one look, one insert and the sign."""
+def test_feedback_whose_ranking_is_stored_is_one_statement_and_the_sign(store, statements):
+    """Somebody waits for it; a statement is a transaction by itself."""
     feedback = make_feedback()
     store.append([feedback.ranking])
     statements.clear()
     store.append([feedback])
-    assert [statement.split()[0] for statement in statements] == ["BEGIN", "SELECT", "INSERT", "PRAGMA", "COMMIT"]
+    assert [statement.split()[0] for statement in statements] == ["INSERT", "PRAGMA"]
+
+
+def test_writing_is_one_transaction(store, statements):
+    """Each event costs one look and one insert, all of them one transaction."""
+    feedback = make_feedback()
+    store.append([make_ranking("r0")])
+    statements.clear()
+    store.append([feedback.ranking, feedback])
+    verbs = ["BEGIN", *["SELECT", "INSERT"] * 2, "PRAGMA", "COMMIT"]
+    assert [statement.split()[0] for statement in statements] == verbs
 
 
 def test_vectors_are_read_with_one_query(store, statements):
@@ -556,9 +566,23 @@ def test_appends_of_others_within_an_append_are_noticed(path):
         second = mine.append([make_ranking("r3")])
         assert second.positions == (3,)
         assert second.sign[0] != first.sign[0]
+        assert second.before not in (first.sign, second.sign)
         assert mine.sign() == second.sign
         theirs.append([make_ranking("r4")])
         assert mine.sign() != second.sign
+
+
+def test_appends_of_others_between_two_feedbacks_are_noticed(path):
+    """Nobody may go on from the sign of feedback without reading what came between."""
+    with closing(SqliteStore(path)) as mine, closing(SqliteStore(path)) as theirs:
+        feedback = make_feedback(make_ranking("r1"))
+        first = mine.append([feedback.ranking])
+        theirs.append([make_ranking("r2")])
+        second = mine.append([feedback])
+        third = mine.append([replace(feedback, feedback_id="f2")])
+        assert second.before != first.sign
+        assert (third.before, mine.sign()) == (second.sign, third.sign)
+
 
 
 # erasure

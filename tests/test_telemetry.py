@@ -128,7 +128,7 @@ def test_many_pending_rankings_go_before_the_feedbacks_transaction(recorders, st
     recorder = recorders(store, buffer_rankings=10_000)
     sizes = []
     append = store.append
-    store.append = lambda events: sizes.append(len(events)) or append(events)
+    store.append = lambda events, **rest: sizes.append(len(events)) or append(events, **rest)
     for number in range(1000):
         recorder.served(make_ranking(f"r{number}", width=None))
     recorder.told(make_feedback(make_ranking("r7")))
@@ -207,10 +207,10 @@ def test_serving_never_waits_for_the_store(recorder, store):
     stuck, go_on = threading.Event(), threading.Event()
     append = store.append
 
-    def wait(events):
+    def wait(events, **rest):
         stuck.set()
         assert go_on.wait(10)
-        return append(events)
+        return append(events, **rest)
 
     store.append = wait
     recorder.served(make_ranking("r1"))

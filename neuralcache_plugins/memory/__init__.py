@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections import OrderedDict, deque
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 
 from neuralcache_plugins.contracts import Appended, Head, Recorded, Snapshot, TelemetryStore
 from neuralcache_plugins.memory.snapshots import fold_name, pack, unpack
@@ -24,14 +24,25 @@ READ_LIMIT = 2_000
 
 
 class Memory:
-    """The learned states of one store's namespaces. Hold ``lock`` while reading a state."""
+    """The learned states of one store's namespaces. Hold ``lock`` while reading a state.
 
-    def __init__(self, store: TelemetryStore, *, settings: RerankSettings, snapshot_every: int) -> None:
+    ``on_erased`` is called once it shows that anybody erased something.
+    """
+
+    def __init__(
+        self,
+        store: TelemetryStore,
+        *,
+        settings: RerankSettings,
+        snapshot_every: int,
+        on_erased: Callable[[], object] = lambda: None,
+    ) -> None:
         self.lock = threading.RLock()
         self._store = store
         self._settings = settings
         self._fold = fold_name(settings)
         self._snapshot_every = snapshot_every
+        self._on_erased = on_erased
         self._states: OrderedDict[str, LearnedState] = OrderedDict()
         self._snapshot_at: dict[str, int] = {}
         self._sign: Hashable = None
@@ -39,7 +50,7 @@ class Memory:
         self._position = -1
         self._known_sign: Hashable = None
         self.known_epoch = 0
-        """The store's epoch as far as this process has seen; see ``epoch``."""
+        """The store's epoch as far as this process has seen, 0 before it looked; see ``epoch``."""
         self._absorbed: deque[tuple[Sequence[Recorded], Appended]] = deque()
 
     def state(self, namespace: str) -> LearnedState:
@@ -149,6 +160,8 @@ class Memory:
         self._sign = sign
 
     def _see(self, head: Head, sign: Hashable) -> None:
+        if self.known_epoch not in (0, head.epoch):
+            self._on_erased()
         self.known_epoch = head.epoch
         self._known_sign = sign
 

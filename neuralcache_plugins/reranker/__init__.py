@@ -78,7 +78,12 @@ class Reranker:
             synchronous=self._store_settings.synchronous,
             busy_timeout_seconds=self._store_settings.busy_timeout_seconds,
         )
-        self._memory = Memory(self._store, settings=self._settings, snapshot_every=self._store_settings.snapshot_every)
+        self._memory = Memory(
+            self._store,
+            settings=self._settings,
+            snapshot_every=self._store_settings.snapshot_every,
+            on_erased=lambda: self._recorder.forget_recent(),
+        )
         self._recorder = Recorder(
             self._store,
             flush_interval_seconds=self._store_settings.flush_interval_seconds,
@@ -298,10 +303,11 @@ class Reranker:
         Raises ``UnknownRankingError``, ``UnknownDocumentError``, ``InvalidInputError``, or ``StoreError`` when it
         could not be stored; in every case nothing was.
         """
-        place = self._place(namespace)
-        served = self._feedback.find(ranking, query, place, explicit=namespace is not None)
         return self._feedback.tell(
-            served,
+            ranking,
+            query,
+            self._place(namespace),
+            explicit=namespace is not None,
             helpful=helpful,
             unhelpful=unhelpful,
             rewards=rewards,

@@ -1,4 +1,8 @@
-"""The way of feedback: find the ranking that it is about, check it, make it durable."""
+"""The way of feedback: find the ranking that it is about, check it, make it durable.
+
+Anybody may erase meanwhile. So feedback names the epoch in which its ranking was found, and the store refuses it once
+that is over; then the ranking is looked for again.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +12,13 @@ from numbers import Real
 from typing import Any
 
 from neuralcache_plugins.contracts import Erasure, FeedbackGiven, Ranking, RankingServed, TelemetryStore
-from neuralcache_plugins.errors import InvalidInputError, UnknownRankingError
+from neuralcache_plugins.errors import ErasedMeanwhileError, InvalidInputError, StoreBusyError, UnknownRankingError
 from neuralcache_plugins.memory import Memory
 from neuralcache_plugins.reranker import border
 from neuralcache_plugins.reranker.shown import RankingIds, ShownVectors
 from neuralcache_plugins.telemetry import Recorder
+
+ATTEMPTS = 3
 
 
 class FeedbackStage:
@@ -29,7 +35,6 @@ class FeedbackStage:
         memory: Memory,
     ) -> None:
         self._memory = memory
-        self._epoch: int | None = None
         self._store = store
         self._recorder = recorder
         self._ids = ids
@@ -38,8 +43,11 @@ class FeedbackStage:
 
     def tell(
         self,
-        served: RankingServed,
+        ranking: Any,
+        query: Any,
+        namespace: str,
         *,
+        explicit: bool,
         helpful: Any,
         unhelpful: Any,
         rewards: Any,
@@ -47,31 +55,41 @@ class FeedbackStage:
         feedback_id: Any,
         now: float,
     ) -> str:
-        """Store the feedback and return its id; ``StoreError`` when it could not be stored."""
+        """Store the feedback and return its id; ``StoreError`` when it could not be stored.
+
+        ``explicit`` tells whether the caller named the namespace.
+        """
         for name, value in (("source", source), ("feedback_id", "new" if feedback_id is None else feedback_id)):
             if not isinstance(value, str) or not value.strip():
                 raise InvalidInputError(f"{name} must be a non-empty str, got {value!r}")
-        given = border.rewards(served, helpful=helpful, unhelpful=unhelpful, rewards=rewards)
-        event = FeedbackGiven(
-            feedback_id=feedback_id or self._ids.new(now),
-            ranking_id=served.ranking_id,
-            namespace=served.namespace,
-            at=now,
-            source=source,
-            rewards=given,
-            ranking=served,
-            document_vector=self._shown.helpful(served, given),
-        )
-        self._recorder.told(event)
-        return event.feedback_id
-
-    def find(self, ranking: Any, query: Any, namespace: str, *, explicit: bool) -> RankingServed:
-        """Return the ranking that is meant; ``explicit`` tells whether the caller named the namespace."""
         if (ranking is None) == (query is None):
             raise InvalidInputError("feedback needs a ranking (or its id), or the query that was asked; one of them")
-        self._notice_erasures()
+        feedback_id = feedback_id or self._ids.new(now)
+        for _ in range(ATTEMPTS):
+            epoch = self._memory.known_epoch or self._memory.epoch()
+            served = self._find(ranking, query, namespace, explicit=explicit, epoch=epoch)
+            given = border.rewards(served, helpful=helpful, unhelpful=unhelpful, rewards=rewards)
+            event = FeedbackGiven(
+                feedback_id=feedback_id,
+                ranking_id=served.ranking_id,
+                namespace=served.namespace,
+                at=now,
+                source=source,
+                rewards=given,
+                ranking=served,
+                document_vector=self._shown.helpful(served, given),
+            )
+            try:
+                self._recorder.told(event, epoch=epoch)
+            except ErasedMeanwhileError:
+                self._memory.epoch()  # look again: the ranking, or what it showed, may be gone
+            else:
+                return event.feedback_id
+        raise StoreBusyError(f"{self._store.url}: others erased whenever feedback was to be stored; try again later")
+
+    def _find(self, ranking: Any, query: Any, namespace: str, *, explicit: bool, epoch: int) -> RankingServed:
         if isinstance(ranking, Ranking):
-            return self._in_hand(ranking, namespace if explicit else ranking.namespace)
+            return self._in_hand(ranking, namespace if explicit else ranking.namespace, epoch=epoch)
         if isinstance(ranking, str):
             found = self._recorder.recent(ranking, namespace) or self._store.ranking(ranking, namespace=namespace)
             if found is None:
@@ -86,21 +104,14 @@ class FeedbackStage:
             raise UnknownRankingError(f"no ranking of this question in namespace {namespace!r} of {self._store.url}")
         return found
 
-    def _notice_erasures(self) -> None:
-        """Forget what was written lately once anybody erased anything: the store knows what is left."""
-        known = self._memory.known_epoch if self._epoch is None else self._epoch
-        self._epoch = self._memory.epoch()
-        if self._epoch != known:
-            self._recorder.forget_recent()
-
-    def _in_hand(self, ranking: Ranking, namespace: str) -> RankingServed:
+    def _in_hand(self, ranking: Ranking, namespace: str, *, epoch: int) -> RankingServed:
         if ranking.served is None:
             raise UnknownRankingError("an empty ranking showed nothing, so nothing can have helped")
         if ranking.namespace != namespace:
             raise UnknownRankingError(
                 f"ranking {ranking.ranking_id} is of namespace {ranking.namespace!r}, not {namespace!r}"
             )
-        if ranking.epoch == self._epoch:
+        if ranking.epoch == epoch:
             return ranking.served
         left = self._recorder.pending(ranking.ranking_id, namespace) or self._store.ranking(
             ranking.ranking_id, namespace=namespace

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TypeVar
 
 from neuralcache_plugins.contracts import Erasure, FeedbackGiven, RankingServed
-from neuralcache_plugins.errors import InvalidInputError
+from neuralcache_plugins.errors import ErasedMeanwhileError, InvalidInputError
 
 _T = TypeVar("_T")
 
@@ -18,6 +18,12 @@ def check(what: Erasure) -> None:
         raise InvalidInputError(
             "an Erasure needs at least one of namespace, document_ids, session and older_than, got none"
         )
+
+
+def check_epoch(current: int, expected: int | None) -> None:
+    """Raise ``ErasedMeanwhileError`` if somebody expects an epoch that is over."""
+    if expected not in (None, current):
+        raise ErasedMeanwhileError(f"something was erased since epoch {expected}, it is epoch {current} now")
 
 
 def concerns_ranking(what: Erasure, ranking: RankingServed) -> bool:

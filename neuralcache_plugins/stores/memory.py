@@ -69,11 +69,12 @@ class MemoryStore:
         with self._open():
             return self._hash_key
 
-    def append(self, events: Sequence[Event]) -> Appended:
+    def append(self, events: Sequence[Event], *, epoch: int | None = None) -> Appended:
         """Append all events that are not there yet."""
         for event in events:
             codec.check(event)
         with self._open():
+            erasure.check_epoch(self._epoch, epoch)
             before = self._sign()
             positions = tuple([self._add(event) for event in events])
             return Appended(positions, before, self._sign())
