@@ -6,6 +6,8 @@ an argument beats the environment. A changed copy that is checked: ``RerankSetti
 
 from __future__ import annotations
 
+import os
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -106,6 +108,18 @@ def from_environment(kind: type[Settings]) -> Settings:
             for fault in error.errors()
         ]
         raise InvalidInputError("; ".join(told)) from error
+
+
+def unknown_variables() -> dict[str, str | None]:
+    """Return variables that look like settings of this package and are none, each with the setting that was meant.
+
+    Pydantic overlooks them, so a slip of the pen would go unnoticed.
+    """
+    kinds = (RerankSettings, StoreSettings)
+    known = [f"{kind.model_config.get('env_prefix', '')}{name.upper()}" for kind in kinds for name in kind.model_fields]
+    given = map(str.upper, os.environ)  # noqa: TID251  # this is settings.py
+    names = sorted(name for name in given if name.startswith("NEURALCACHE_"))
+    return {name: next(iter(get_close_matches(name, known, n=1)), None) for name in names if name not in known}
 
 
 def origins(settings: BaseSettings) -> dict[str, str]:

@@ -192,6 +192,18 @@ def test_doctor_makes_no_file(url: str, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_doctor_finds_a_mistyped_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NEURALCACHE_RERANK_DENSE_WEIGTH", "0.5")
+
+    done = run("doctor", "--store", "memory://")
+
+    assert done.exit_code == 1
+    assert done.stderr == (
+        "problem: the environment variable NEURALCACHE_RERANK_DENSE_WEIGTH is no setting; "
+        "was NEURALCACHE_RERANK_DENSE_WEIGHT meant?\n"
+    )
+
+
 def test_doctor_tells_where_a_setting_comes_from_and_keeps_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NEURALCACHE_RERANK_DIVERSITY", "0.25")
     monkeypatch.setenv("NEURALCACHE_STORE_URL", "other://me:hunter2@host/db?key=swordfish")

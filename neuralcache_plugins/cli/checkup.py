@@ -16,7 +16,7 @@ from neuralcache_plugins.cli.verbs import StoreUrl
 from neuralcache_plugins.contracts import TelemetryStore
 from neuralcache_plugins.encoders import LocalEncoder
 from neuralcache_plugins.errors import MissingExtraError, StoreCorruptError, StoreError
-from neuralcache_plugins.settings import RerankSettings, StoreSettings, from_environment, origins
+from neuralcache_plugins.settings import RerankSettings, StoreSettings, from_environment, origins, unknown_variables
 from neuralcache_plugins.stores import mask
 
 PACKAGES = (
@@ -34,7 +34,9 @@ def doctor(
     console = Console(highlight=False)
     _show_versions(console)
     _show_settings(console)
-    encoder, problems = _check_encoder(console)
+    problems = _check_variables()
+    encoder, trouble = _check_encoder(console)
+    problems += trouble
     problems += _check_store(console, url_of(store), encoder=encoder, quarantine=quarantine)
     for problem in problems:
         typer.echo(f"problem: {problem}", err=True)
@@ -68,6 +70,13 @@ def _show_settings(console: Console) -> None:
             shown = mask(value.get_secret_value()) if hasattr(value, "get_secret_value") else str(value)
             table.add_row(f"{prefix}{name.upper()}", shown, origin)
     console.print(table)
+
+
+def _check_variables() -> list[str]:
+    return [
+        f"the environment variable {name} is no setting" + (f"; was {meant} meant?" if meant else "")
+        for name, meant in unknown_variables().items()
+    ]
 
 
 def _check_encoder(console: Console) -> tuple[str | None, list[str]]:
