@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from neuralcache_plugins.contracts import Erasure, Recorded
 from neuralcache_plugins.errors import StoreError
 from neuralcache_plugins.memory import LearnedState, Memory
-from neuralcache_plugins.memory.questions import Questions, Slopes
+from neuralcache_plugins.memory.questions import Origin, Questions, Slopes
 from neuralcache_plugins.memory.snapshots import fold_name, pack, unpack
 from neuralcache_plugins.settings import RerankSettings
 from neuralcache_plugins.stores.memory import MemoryStore
@@ -97,7 +97,7 @@ def test_memory_is_bounded_by_what_the_settings_say():
     for learner in state.learners.values():
         assert len(learner.sessions) <= SMALL.max_sessions
         assert learner.helped.total + learner.failed.total <= SMALL.max_questions
-        assert all(len(rows) <= SMALL.questions_per_document for _, rows, _ in learner.helped.groups())
+        assert all(len(rows) <= SMALL.questions_per_document for _, rows, _, _ in learner.helped.groups())
 
 
 def test_vectors_of_another_encoder_are_set_aside_and_found_again():
@@ -126,13 +126,33 @@ def test_credit_is_brought_up_to_date_before_it_is_added_to():
 
 def test_the_nearest_remembered_question_makes_room_in_a_full_document():
     questions = Questions(width=2, capacity=2)
-    for vector in ([1, 0], [0, 1], [0.9, 0.1]):
-        questions.add(7, np.array(vector, dtype=np.float32), 1.0)
+    for position, vector in enumerate(([1, 0], [0, 1], [0.9, 0.1])):
+        origin = Origin(position, position)
+        questions.add(7, np.array(vector, dtype=np.float32), 1.0, origin=origin)
 
-    (slot, rows, _), = questions.groups()
+    (slot, rows, _, origins), = questions.groups()
     assert slot == 7
+    assert [origin.event for origin in origins] == [2, 1]
     assert rows == pytest.approx(np.array([[0.9, 0.1], [0.0, 1.0]]))
     assert questions.total == 2
+
+
+def test_every_remembered_question_knows_the_event_that_it_is_from():
+    events = random_events(12, 400)
+    state = folded(events, LearnedState(RerankSettings()))
+    (learner,) = state.learners.values()
+
+    assert any(origin.learned > origin.event for *_, origins in learner.failed.groups() for origin in origins)
+    for questions in (learner.helped, learner.failed):
+        for slot, rows, _, origins in questions.groups():
+            name = next(name for name, place in state.documents.slots.items() if place == slot)
+            assert len(rows) == len(origins)
+            for row, origin in zip(rows, origins, strict=True):
+                event = events[origin.event - 1]
+                ranking = getattr(event, "ranking", event)
+                assert ranking.query_vector.tolist() == row.tolist()
+                assert name in ranking.document_ids
+                assert (origin.learned > origin.event) == (ranking is event)
 
 
 def test_a_linear_model_is_moved_by_its_errors_and_forgotten_with_its_document():
@@ -250,6 +270,18 @@ def test_what_was_erased_is_unlearned_everywhere():
 
     for one in (memory, witness):
         assert "d1" not in one.state("default").documents.slots
+    recorder.close()
+
+
+def test_an_event_is_found_by_its_position_in_its_own_namespace_alone():
+    store = MemoryStore()
+    memory, recorder = attached(store)
+    log(recorder, random_events(13, 5))
+    (first, *_) = store.read()
+
+    assert memory.event(first.position, "default") is first.event
+    assert memory.event(first.position, "other") is None
+    assert memory.event(10**6, "default") is None
     recorder.close()
 
 

@@ -99,6 +99,11 @@ class Trust:
         """Return whether the learned order counts for any question at all."""
         return self.value > 0.5
 
+    def strongest(self) -> tuple[float, float]:
+        """Return the evidence over the cold order and over avoidance where the weaker of them is strongest."""
+        place = int(self._evidence().argmax())
+        return float(self.over_cold[place]), float(self.over_avoidance[place])
+
     def share(self, nearness: Nearness) -> float:
         """Return the share in [0, 1] of the learned order in the final one: 0 until trust passes 1/2, 1 from 3/4."""
         if nearness.reach == 0.0:

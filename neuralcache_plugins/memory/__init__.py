@@ -11,12 +11,14 @@ import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable, Sequence
 
-from neuralcache_plugins.contracts import Appended, Head, Recorded, Snapshot, TelemetryStore
+from neuralcache_plugins.contracts import Appended, Event, Head, Recorded, Snapshot, TelemetryStore
+from neuralcache_plugins.memory.course import Course, Decision, Point
+from neuralcache_plugins.memory.questions import Near, Origin
 from neuralcache_plugins.memory.snapshots import fold_name, pack, unpack
-from neuralcache_plugins.memory.state import LearnedState, Learner
+from neuralcache_plugins.memory.state import Features, LearnedState, Learner
 from neuralcache_plugins.settings import RerankSettings
 
-__all__ = ["LearnedState", "Learner", "Memory"]
+__all__ = ["Course", "Decision", "Features", "LearnedState", "Learner", "Memory", "Near", "Origin", "Point"]
 
 logger = logging.getLogger(__name__)
 
@@ -91,6 +93,11 @@ class Memory:
             if sign != self._known_sign:
                 self._see(self._store.head(), sign)
             return self.known_epoch
+
+    def event(self, position: int, namespace: str) -> Event | None:
+        """Return the event of a position, None if it was erased or is another namespace's. Costs one query."""
+        found = self._store.read(after=position - 1, upto=position, namespace=namespace, limit=1)
+        return found[0].event if found else None
 
     def settle(self) -> None:
         """Fold what was absorbed."""

@@ -25,8 +25,18 @@ class Near(NamedTuple):
     remembered: Array
 
 
+class Origin(NamedTuple):
+    """Log positions: of the event that a remembered question is from, and of the one with which it was learned.
+
+    They differ for a ranking that nobody answered, which is learned from when many later ones have been served.
+    """
+
+    event: int
+    learned: int
+
+
 class Questions:
-    """For each document (a slot number) up to ``capacity`` question vectors with weights.
+    """For each document (a slot number) up to ``capacity`` question vectors with weights and origins.
 
     When a document is full, the remembered question nearest to the new one makes room: what it knew, the new one
     knows too. Blocks grow by doubling, so a document with one question costs four rows.
@@ -38,6 +48,8 @@ class Questions:
         self.total = 0
         self._rows: dict[int, Matrix] = {}
         self._weights: dict[int, Vector] = {}
+        self.origins: dict[int, tuple[Origin, ...]] = {}
+        """By slot, in the order in which ``near`` has the questions. ``Origin.learned`` tells what came later."""
         self._blocks: dict[int, tuple[Matrix, Vector]] = {}
 
     def near(self, slots: Sequence[int], question: Vector) -> Near | None:
@@ -55,7 +67,7 @@ class Questions:
         starts = np.cumsum(sizes) - sizes
         return Near(np.concatenate(compared), weight, starts, np.array(columns), sizes.astype(np.float64))
 
-    def add(self, slot: int, question: Vector, weight: float) -> None:
+    def add(self, slot: int, question: Vector, weight: float, *, origin: Origin) -> None:
         """Remember one more question for ``slot``."""
         rows = self._rows.get(slot)
         count = 0 if rows is None else len(rows)
@@ -63,11 +75,14 @@ class Questions:
             nearest = int(rows.dot(question).argmax())
             rows[nearest] = question
             self._weights[slot][nearest] = weight
+            known = self.origins[slot]
+            self.origins[slot] = (*known[:nearest], origin, *known[nearest + 1 :])
             return
         block, weights = self._room(slot, count)
         block[count] = question
         weights[count] = weight
         self._view(slot, count + 1)
+        self.origins[slot] = (*self.origins.get(slot, ()), origin)
         self.total += 1
 
     def reweigh(self, near: Near, slots: Sequence[int], weight: Vector) -> None:
@@ -81,14 +96,14 @@ class Questions:
         rows = self._rows.pop(slot, None)
         if rows is not None:
             self.total -= len(rows)
-            del self._weights[slot], self._blocks[slot]
+            del self._weights[slot], self.origins[slot], self._blocks[slot]
 
-    def groups(self) -> Iterator[tuple[int, Matrix, Vector]]:
-        """Yield slot, rows and weights of every document that has some."""
+    def groups(self) -> Iterator[tuple[int, Matrix, Vector, tuple[Origin, ...]]]:
+        """Yield slot, rows, weights and origins of every document that has some."""
         for slot, rows in self._rows.items():
-            yield slot, rows, self._weights[slot]
+            yield slot, rows, self._weights[slot], self.origins[slot]
 
-    def restore(self, slot: int, rows: Matrix, weights: Vector) -> None:
+    def restore(self, slot: int, rows: Matrix, weights: Vector, origins: Sequence[Origin]) -> None:
         """Put back what ``groups`` gave."""
         capacity = FIRST_CAPACITY
         while capacity < len(rows):
@@ -99,6 +114,7 @@ class Questions:
         kept[: len(rows)] = weights
         self._blocks[slot] = block, kept
         self._view(slot, len(rows))
+        self.origins[slot] = tuple(origins)
         self.total += len(rows)
 
     def _room(self, slot: int, count: int) -> tuple[Matrix, Vector]:

@@ -16,18 +16,20 @@ from typing import Any
 import numpy as np
 
 from neuralcache_plugins.contracts import Vector
+from neuralcache_plugins.memory.course import Decision
 from neuralcache_plugins.memory.documents import COLUMNS
-from neuralcache_plugins.memory.questions import Questions
+from neuralcache_plugins.memory.questions import Origin, Questions
 from neuralcache_plugins.memory.state import LearnedState, Learner, Waiting
 from neuralcache_plugins.settings import RerankSettings
 
-FORMAT = 2
+FORMAT = 3
 _STATE_NUMBERS = (
     "position", "rankings", "feedback", "first_feedback_at", "last_feedback_at", "answer_rate",
 )
 _SPREAD_NUMBERS = ("mean", "variance", "count", "seen")
 _TRUST_NUMBERS = ("tests",)
 _TRUST_ARRAYS = ("weights", "squares", "over_cold", "over_avoidance", "sharpness_evidence")
+_COURSE_NUMBERS = ("seen", "stride", "tests")
 _FOLD_SETTINGS = (
     "half_life_seconds", "narrative_rate", "questions_per_document", "max_documents", "max_questions", "max_sessions",
 )
@@ -53,7 +55,7 @@ def pack(state: LearnedState) -> bytes:
         "documents": list(documents.slots),
         "rewards_total": documents.rewards_total,
         "gain": vars(state.gain),
-        "waiting": [[key, row.encoder, list(row.document_ids)] for key, row in state.waiting.items()],
+        "waiting": [[key, row.encoder, list(row.document_ids), row.position] for key, row in state.waiting.items()],
         "learners": [
             _pack_learner(f"{index}", encoder, learner, place, arrays)
             for index, (encoder, learner) in enumerate(state.learners.items())
@@ -91,8 +93,8 @@ def _restore(header: dict[str, Any], arrays: dict[str, np.ndarray[Any, Any]], se
     documents.rewards_total = header["rewards_total"]
     for name in COLUMNS:
         setattr(documents, name, array("d", arrays[name].tobytes()))
-    for index, (key, encoder, document_ids) in enumerate(header["waiting"]):
-        state.waiting[key] = Waiting(encoder, _vector(arrays, f"waiting.{index}"), tuple(document_ids))
+    for index, (key, encoder, document_ids, position) in enumerate(header["waiting"]):
+        state.waiting[key] = Waiting(encoder, _vector(arrays, f"waiting.{index}"), tuple(document_ids), position)
     for index, packed in enumerate(header["learners"]):
         state.learners[packed["encoder"]] = _restore_learner(f"{index}", packed, arrays, settings)
     return state
@@ -107,6 +109,7 @@ def _pack_learner(
     for name in _TRUST_ARRAYS:
         arrays[f"{prefix}.{name}"] = getattr(learner.trust, name)
     arrays[f"{prefix}.slopes"] = learner.slopes.of(list(place))
+    arrays[f"{prefix}.course"] = learner.course.table()
     if learner.narrative is not None:
         arrays[f"{prefix}.narrative"] = learner.narrative
     if learner.sessions:
@@ -117,6 +120,8 @@ def _pack_learner(
         "sessions": list(learner.sessions),
         "spread": {name: getattr(learner.spread, name) for name in _SPREAD_NUMBERS},
         "trust": {name: getattr(learner.trust, name) for name in _TRUST_NUMBERS},
+        "course": {name: getattr(learner.course, name) for name in _COURSE_NUMBERS},
+        "decision": learner.course.decision,
     }
 
 
@@ -134,6 +139,11 @@ def _restore_learner(
     for name in _TRUST_ARRAYS:
         setattr(learner.trust, name, arrays[f"{prefix}.{name}"])
     learner.slopes.restore(arrays[f"{prefix}.slopes"])
+    for name, value in packed["course"].items():
+        setattr(learner.course, name, value)
+    learner.course.restore(arrays[f"{prefix}.course"])
+    if packed["decision"] is not None:
+        learner.course.decision = Decision(*packed["decision"])
     learner.narrative = arrays.get(f"{prefix}.narrative")
     for index, session in enumerate(packed["sessions"]):
         learner.sessions[session] = arrays[f"{prefix}.sessions"][index]
@@ -144,11 +154,12 @@ def _pack_questions(
     prefix: str, questions: Questions, place: dict[int, int], arrays: dict[str, np.ndarray[Any, Any]]
 ) -> None:
     groups = list(questions.groups())
-    arrays[f"{prefix}.slots"] = np.array([place[slot] for slot, _, _ in groups], dtype=np.int64)
-    arrays[f"{prefix}.sizes"] = np.array([len(rows) for _, rows, _ in groups], dtype=np.int64)
+    arrays[f"{prefix}.slots"] = np.array([place[slot] for slot, _, _, _ in groups], dtype=np.int64)
+    arrays[f"{prefix}.sizes"] = np.array([len(rows) for _, rows, _, _ in groups], dtype=np.int64)
     if groups:
-        arrays[f"{prefix}.rows"] = np.concatenate([rows for _, rows, _ in groups]).astype(np.float16)
-        arrays[f"{prefix}.weights"] = np.concatenate([weights for _, _, weights in groups])
+        arrays[f"{prefix}.rows"] = np.concatenate([rows for _, rows, _, _ in groups]).astype(np.float16)
+        arrays[f"{prefix}.weights"] = np.concatenate([weights for _, _, weights, _ in groups])
+        arrays[f"{prefix}.origins"] = np.concatenate([np.array(origins) for _, _, _, origins in groups])
 
 
 def _restore_questions(prefix: str, questions: Questions, arrays: dict[str, np.ndarray[Any, Any]]) -> None:
@@ -156,7 +167,8 @@ def _restore_questions(prefix: str, questions: Questions, arrays: dict[str, np.n
     for slot, size in zip(arrays[f"{prefix}.slots"].tolist(), arrays[f"{prefix}.sizes"].tolist(), strict=True):
         start, end = end, end + size
         rows = arrays[f"{prefix}.rows"][start:end].astype(np.float32)
-        questions.restore(slot, rows, arrays[f"{prefix}.weights"][start:end])
+        origins = [Origin(*pair) for pair in arrays[f"{prefix}.origins"][start:end].tolist()]
+        questions.restore(slot, rows, arrays[f"{prefix}.weights"][start:end], origins)
 
 
 def _vector(arrays: dict[str, np.ndarray[Any, Any]], name: str) -> Vector | None:

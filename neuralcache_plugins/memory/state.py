@@ -12,9 +12,10 @@ import numpy as np
 from neuralcache_plugins.contracts import Array, FeedbackGiven, RankingServed, Recorded, Vector
 from neuralcache_plugins.core import signals
 from neuralcache_plugins.core.trust import COLD, FEATURES, LINEAR, Nearness, Trust, log_softmax
+from neuralcache_plugins.memory.course import Course
 from neuralcache_plugins.memory.documents import Documents
 from neuralcache_plugins.memory.gain import Gain
-from neuralcache_plugins.memory.questions import Near, Questions, Slopes
+from neuralcache_plugins.memory.questions import Near, Origin, Questions, Slopes
 from neuralcache_plugins.settings import RerankSettings
 
 PATIENCE = 64
@@ -56,6 +57,15 @@ class Waiting(NamedTuple):
     encoder: str
     question: Vector | None
     document_ids: tuple[str, ...]
+    position: int
+
+
+class Features(NamedTuple):
+    """The features (n, f) named in ``core.trust.FEATURES``, and the remembered questions that they were made of."""
+
+    table: Array
+    near: Near | None
+    refused: Near | None
 
 
 class Spread:
@@ -105,6 +115,7 @@ class Learner:
         self.failed = Questions(width=width, capacity=max(1, settings.questions_per_document // REFUSAL_SHARE))
         self.spread = Spread(width)
         self.trust = Trust()
+        self.course = Course()
         self.slopes = Slopes(width)
         self.narrative: Vector | None = None
         self.sessions: OrderedDict[str, Vector] = OrderedDict()
@@ -146,8 +157,8 @@ class LearnedState:
     def features(
         self, learner: Learner, question: Vector, slots: Sequence[int], *,
         cold: Array, pheromone: Vector, narrative: Array,
-    ) -> tuple[Array, Near | None]:
-        """Return the features (n, f) named in ``core.trust.FEATURES``, and what the association was made of.
+    ) -> Features:
+        """Return what memory says about the candidates in ``slots`` (n,).
 
         ``cold`` (n,) are log-probabilities of the cold order among the same candidates.
         """
@@ -173,7 +184,7 @@ class LearnedState:
             table[refused.columns, 4] = signals.rejection(
                 refused.similarity, refused.weight, refused.starts, refused.remembered, mean=mean, deviation=deviation
             )
-        return table, near
+        return Features(table, near, refused)
 
     # writing: fold and what it calls
 
@@ -195,7 +206,7 @@ class LearnedState:
         shown = event.document_ids[:EXPOSED]
         for rank, document_id in enumerate(shown):
             self._pay(document_id, at=event.at, exposure=1.0 / (1.0 + rank))
-        self.waiting[event.ranking_id] = Waiting(event.encoder, event.query_vector, shown)
+        self.waiting[event.ranking_id] = Waiting(event.encoder, event.query_vector, shown, self.position)
         if len(self.waiting) > PATIENCE:
             _, unanswered = self.waiting.popitem(last=False)
             self._unanswered(unanswered)
@@ -224,7 +235,7 @@ class LearnedState:
         narrative = np.zeros(len(graded))
         if recorded_narrative is not None and ranking.session is None:
             narrative = np.array([recorded_narrative[rank] for rank in graded])
-        features, near = self.features(
+        features, near, _ = self.features(
             learner,
             question,
             slots,
@@ -236,16 +247,18 @@ class LearnedState:
         helped = np.maximum(0.0, reward)
         if helped.any():
             learner.trust.test_and_learn(features, helped, nearness=learner.nearness(near))
+            learner.course.observe(learner.trust, feedback=self.feedback, at=event.at)
             if near is not None:
                 self._judge(learner, near, slots, helped, rate=REPUTATION_RATE, near_from=REPUTATION_NEAR)
             if not helped.all():
                 chances = np.exp(log_softmax(features[:, COLD] + features[:, LINEAR]))
                 self._move(learner, slots, question, SLOPE_RATE * (helped / helped.sum() - chances))
+        origin = Origin(self.position, self.position)
         for slot, value in zip(slots, reward.tolist(), strict=True):
             if value > 0:
-                learner.helped.add(slot, question, value)
+                learner.helped.add(slot, question, value, origin=origin)
             elif value < 0:
-                learner.failed.add(slot, question, -value)
+                learner.failed.add(slot, question, -value, origin=origin)
         self._make_room(learner)
 
     def _judge(
@@ -288,8 +301,9 @@ class LearnedState:
         if not slots:
             return
         self._blame(learner, waiting.question, slots, weight)
+        origin = Origin(waiting.position, self.position)
         for slot in slots:
-            learner.failed.add(slot, waiting.question, weight)
+            learner.failed.add(slot, waiting.question, weight, origin=origin)
         self._make_room(learner)
 
     def _blame(self, learner: Learner, question: Vector, slots: list[int], weight: float) -> None:

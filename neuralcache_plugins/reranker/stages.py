@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
 from neuralcache_plugins.contracts import Array, Matrix, Positions, Vector
 from neuralcache_plugins.core import fusion, selection
-from neuralcache_plugins.memory import LearnedState
+from neuralcache_plugins.core.trust import Nearness, Trust
+from neuralcache_plugins.memory import Features, LearnedState, Origin
 from neuralcache_plugins.settings import RerankSettings
+
+Origins: TypeAlias = Mapping[int, tuple[Origin, ...]]
 
 FLAT = 1e-4
 """Cosines that spread less than this are equal up to rounding."""
@@ -25,13 +29,36 @@ class Vectors(NamedTuple):
     unusable: Sequence[int]
 
 
+class Learned(NamedTuple):
+    """What a learned order was made of, for ``explaining``.
+
+    ``helped`` and ``failed`` are ``Questions.origins``: all that changes when the state moves on, past ``position``.
+    ``mean`` and ``deviation`` are of the cosine of two ordinary questions.
+    """
+
+    features: Features
+    slots: Sequence[int]
+    helped: Origins
+    failed: Origins
+    position: int
+    trust: Trust
+    nearness: Nearness
+    mean: float
+    deviation: float
+
+
 class Evidence(NamedTuple):
-    """What every stage left behind: log-probabilities cold and final (n,), and one array per signal."""
+    """What every stage left behind: log-probabilities cold and final (n,), and one array per signal.
+
+    ``feedback`` counts what the state had been told by then; ``learned`` is None where learning had no say.
+    """
 
     cold: Array
     final: Array
     trust: float
     signals: Mapping[str, Vector]
+    feedback: int = 0
+    learned: Learned | None = None
 
 
 class Chosen(NamedTuple):
@@ -81,11 +108,11 @@ def cold_evidence(
         lexical_weight=settings.lexical_weight,
     )
     if in_session and narrative is not None:
-        worth += np.float32(settings.narrative_weight) * _bend(signals["narrative"], signals["dense"])
+        worth += np.float32(settings.narrative_weight) * bend(signals["narrative"], signals["dense"])
     return fusion.cold_log_probabilities(worth).astype(np.float64), signals
 
 
-def _bend(narrative: Vector, dense: Vector) -> Vector:
+def bend(narrative: Vector, dense: Vector) -> Vector:
     """Return how much a narrative added to the question would move each candidate, (n,), in z-scores of the question.
 
     (question + w * narrative) . document, less its mean, over the deviation of question . document: candidates that
@@ -115,8 +142,8 @@ def learned_evidence(
     signals["association"] = np.zeros(len(ids), dtype=np.float32)
     learner = None if vectors is None else state.learners.get(vectors.encoder)
     if learner is None or vectors is None or not settings.learning or not learner.trust.earned:
-        return Evidence(cold, cold, 0.0 if learner is None else learner.trust.value, signals)
-    features, near = state.features(
+        return Evidence(cold, cold, 0.0 if learner is None else learner.trust.value, signals, state.feedback)
+    features = state.features(
         learner,
         vectors.question,
         slots,
@@ -124,10 +151,22 @@ def learned_evidence(
         pheromone=signals["pheromone"],
         narrative=np.zeros(len(ids)) if in_session else signals["narrative"].astype(np.float64),
     )
-    if near is not None:
-        signals["association"] = (np.exp(features[:, 2]) - np.exp(cold)).astype(np.float32)
-    final = learner.trust.order(features, cold, nearness=learner.nearness(near))
-    return Evidence(cold, final, learner.trust.value, signals)
+    if features.near is not None:
+        signals["association"] = (np.exp(features.table[:, 2]) - np.exp(cold)).astype(np.float32)
+    nearness = learner.nearness(features.near)
+    final = learner.trust.order(features.table, cold, nearness=nearness)
+    learned = Learned(
+        features,
+        slots=slots,
+        helped=learner.helped.origins,
+        failed=learner.failed.origins,
+        position=state.position,
+        trust=copy.copy(learner.trust),  # it replaces its arrays and never changes them
+        nearness=nearness,
+        mean=learner.spread.mean,
+        deviation=learner.spread.deviation,
+    )
+    return Evidence(cold, final, learner.trust.value, signals, state.feedback, learned)
 
 
 def choose(
