@@ -9,7 +9,14 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from neuralcache_plugins.core.fusion import cold_log_probabilities, cold_worth, prior_signal, standardize
+from neuralcache_plugins.core.fusion import (
+    cold_log_probabilities,
+    cold_shares,
+    cold_terms,
+    cold_worth,
+    prior_signal,
+    standardize,
+)
 
 ANY = st.floats(width=32, allow_nan=True, allow_infinity=True)
 SIGNAL = st.floats(-10, 10, width=32)
@@ -179,3 +186,23 @@ def test_inputs_are_left_as_they_were() -> None:
     cold_worth(prior, dense, lexical, dense_weight=0.3, lexical_weight=1.0)
     for array, copy in zip((prior, dense, lexical), copies, strict=True):
         np.testing.assert_array_equal(array, copy)
+
+
+@given(st.integers(1, 40), st.integers(0, 1000), st.booleans(), st.booleans())
+def test_the_terms_make_the_worth_and_their_shares_make_the_cold_order(
+    n: int, seed: int, silent: bool, missing: bool,
+) -> None:
+    rng = np.random.default_rng(seed)
+    prior = np.zeros(n, dtype=np.float32) if silent else rng.standard_normal(n).astype(np.float32)
+    dense, lexical = rng.standard_normal(n).astype(np.float32), rng.random(n).astype(np.float32)
+    if missing:
+        dense[0] = np.nan
+    weights = {"dense_weight": 0.3, "lexical_weight": 0.8}
+
+    terms = cold_terms(prior, dense, lexical, **weights)
+    summed = cold_worth(prior, dense, lexical, **weights)
+    moved = sum(cold_shares(terms).values())
+
+    assert sum(terms.values()) == pytest.approx(summed, abs=1e-5)
+    assert np.ptp(cold_log_probabilities(summed) - moved) < 1e-3
+    assert (moved * (summed - summed.mean()) >= -1e-6).all()

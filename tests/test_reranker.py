@@ -111,25 +111,6 @@ class TestRankings:
         assert ids == sorted(ids)
         assert len(set(ids)) == 50
 
-    def test_explain_is_a_table_with_every_signal(self, reranker):
-        ranking = reranker.rerank(QUESTION, TEXTS, ids=IDS)
-        lines = ranking.explain().splitlines()
-        assert lines[1].split() == [
-            "rank",
-            "id",
-            "was",
-            "score",
-            "prior",
-            "dense",
-            "lexical",
-            "narrative",
-            "pheromone",
-            "association",
-        ]
-        assert len(lines) == 2 + len(TEXTS)
-        assert "<table>" in ranking._repr_html_()
-        assert "&lt;b&gt;" in reranker.rerank("q", ["t"], ids=["<b>"])._repr_html_()
-
     def test_what_scores_too_low_is_neither_returned_nor_recorded_as_shown(self, reranker):
         full = reranker.rerank(QUESTION, TEXTS, ids=IDS)
         least = full.scores[2]

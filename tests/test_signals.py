@@ -123,3 +123,24 @@ def test_refused_questions_speak_against_a_document_the_more_the_nearer_they_are
     )
 
     assert near < far <= 0
+
+
+def test_single_votes_add_up_to_the_association_and_single_refusals_to_the_rejection():
+    rng = np.random.default_rng(5)
+    similarity, weight = rng.uniform(0, 1, 12).astype(np.float32), rng.uniform(0, 1, 12).astype(np.float32)
+    starts, columns, remembered = np.array([0, 5, 8]), np.array([0, 2, 3]), np.array([5.0, 3.0, 4.0])
+    spread = {"mean": 0.2, "deviation": 0.15}
+    cold = np.full(4, 0.25)
+
+    votes = signals.votes(similarity, weight, **spread)
+    evidence = signals.association(similarity, weight, starts, columns, remembered, np.zeros(3), cold, **spread)
+    mass = np.add.reduceat(votes, starts, axis=1) * (1 + remembered) ** -signals.SHARE_EXPONENT
+    top = max(signals.NEAR, (similarity.max() - 0.2) / 0.15)
+    fallback = np.exp((signals.NEAR - top) / np.array(signals.BANDWIDTHS))[:, None]
+    belief = fallback * cold
+    belief[:, columns] += mass
+    refusals = signals.refusals(similarity, weight, **spread)
+
+    assert evidence == pytest.approx(np.log(belief / belief.sum(axis=1, keepdims=True) + signals.VOTE_FLOOR), rel=1e-4)
+    assert signals.rejection(similarity, weight, starts, remembered, **spread) == pytest.approx(
+        -np.log1p(np.add.reduceat(refusals, starts) * (1 + remembered) ** -signals.SHARE_EXPONENT), rel=1e-4)

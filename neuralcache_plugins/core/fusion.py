@@ -7,7 +7,7 @@ or not finite is neutral: it changes nothing.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import TypeAlias
 
@@ -82,6 +82,40 @@ def cold_log_probabilities(worth: Vector, sharpness: float = 1.75) -> Vector:
     p = np.exp(logits)
     chances: _Floats = p / np.add.reduce(p)
     return np.log(chances + _FLOOR).astype(np.float32, copy=False)
+
+
+def cold_terms(prior: Vector, dense: Vector | None, lexical: Vector | None, *,
+               dense_weight: float, lexical_weight: float) -> dict[str, _Floats]:
+    """Return the terms, (n,) each, whose sum ``cold_worth`` makes of the same arguments. O(n)."""
+    terms = {name: np.zeros(prior.size) for name in ("prior", "dense", "lexical")}
+    terms["prior"] += prior
+    if dense is not None and dense_weight > 0:
+        terms["dense"] += (dense_weight if prior.any() else 1.0) * _known_z(dense)
+    if lexical is not None:
+        terms["lexical"] += lexical_weight * _known(lexical)
+    return terms
+
+
+def cold_shares(terms: Mapping[str, _Floats], sharpness: float = 1.75) -> dict[str, _Floats]:
+    """Return what each term of the worth adds to the cold log-probabilities, (n,) each.
+
+    Their sum is ``cold_log_probabilities`` of the summed terms, less that of a candidate with the mean of every term.
+    The floor under the probabilities takes back the same part of each term of a candidate. O(terms * n).
+    """
+    worth: _Floats = np.sum(list(terms.values()), axis=0)
+    z = _small_z(worth)
+    if not z.any():
+        return {name: np.zeros(worth.size) for name in terms}
+    logits = sharpness * z
+    peak = float(logits.max())
+    # the floor as a logit: p + floor is proportional to e^logit + e^this
+    floor = math.log(_FLOOR) + peak + math.log(float(np.exp(logits - peak).sum()))
+    lift = np.logaddexp(logits, floor) - np.logaddexp(0.0, floor)
+    flat = np.abs(logits) < 1e-9
+    # at 0 the quotient is a slope
+    kept = np.where(flat, math.exp(-np.logaddexp(0.0, floor)), lift / np.where(flat, 1.0, logits))
+    scale = kept * sharpness / float(np.std(worth))
+    return {name: scale * (term - term.mean()) for name, term in terms.items()}
 
 
 def _z(values: _Floats) -> _Floats:

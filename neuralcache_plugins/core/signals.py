@@ -94,6 +94,22 @@ def association(
     return evidence
 
 
+def votes(similarity: Vector, weight: Vector, *, mean: float, deviation: float) -> Array:
+    """Return what each remembered question contributes to ``association`` before the sums, (3, m). O(m)."""
+    standard = (similarity - np.float32(mean)) / np.float32(deviation)
+    top = max(NEAR, float(standard.max()))
+    widths = np.array(BANDWIDTHS)[:, None]
+    mass: Array = np.exp((np.maximum(standard, FAR) - top) / widths) - np.exp((FAR - top) / widths)
+    return mass * weight
+
+
+def refusals(similarity: Vector, weight: Vector, *, mean: float, deviation: float) -> Array:
+    """Return what each remembered question contributes to ``rejection`` before the sums, (m,). O(m)."""
+    standard = (similarity - mean) / deviation - NEAR
+    mass: Array = weight * np.exp(2.0 * np.minimum(standard, 4.0))
+    return mass
+
+
 def rejection(
     similarity: Vector,
     weight: Vector,

@@ -38,7 +38,7 @@ def _show(console: Console, ranking: Ranking, texts: dict[str, str]) -> None:
         console.print(f"{rank}. {name} (retriever: {position + 1})", markup=False, style="bold")
         summary = texts[name].partition("\n")[2]
         console.print(f"   {summary}", markup=False, no_wrap=True, overflow="ellipsis")
-    console.print(explained(ranking, TOP, width=console.width), markup=False, soft_wrap=True, style="dim")
+    console.print(explained(ranking, TOP), markup=False, soft_wrap=True, style="dim")
 
 
 def _judge(console: Console, pipeline: Pipeline, ranking: Ranking, listen: Callable[[str], str]) -> None:

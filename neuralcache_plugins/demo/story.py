@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import NamedTuple
 
 from rich import box
@@ -144,9 +143,10 @@ def explain(console: Console, moves: Sequence[Moved]) -> None:
         console.print("No right page moved up: memory had nothing near enough to say, or has not earned trust yet.\n")
         return
     console.print(f'Why did {most.topic.right} move for "{most.topic.unheard}"? ranking.explain() says:\n')
-    console.print(explained(most.ranking, 3, width=console.width), markup=False, soft_wrap=True)
+    console.print(explained(most.ranking, 3), markup=False, soft_wrap=True)
     console.print('\n"was" is the rank in the retriever\'s list. "association": what helped for questions like this '
-                  'one gains, the rest loses; "pheromone": what helped lately, whatever the question.\n')
+                  'one gains, the rest loses; the questions that did it stand below. "linear": which directions of a '
+                  'question speak for a page.\n')
 
 
 def ask_something_else(console: Console, cast: Cast, question: str) -> None:
@@ -166,17 +166,9 @@ def trust(pipeline: Pipeline) -> float:
     return max(pipeline.reranker.stats().namespace.trust.values(), default=0.0)
 
 
-def explained(ranking: Ranking, count: int, *, width: int) -> str:
-    """Return ``explain()`` of the first ranks; on a narrow screen with fewer signals."""
-    signals = {name: values[:count] for name, values in ranking.signals.items()}
-    few = {name: values for name, values in signals.items() if name in {"prior", "pheromone", "association"}}
-    first = replace(
-        ranking, positions=ranking.positions[:count], ids=ranking.ids[:count], scores=ranking.scores[:count],
-        propensities=ranking.propensities[:count], signals=signals)
-    table = first.explain()
-    if max(map(len, table.splitlines())) <= width:
-        return table
-    return f"{replace(first, signals=few).explain()}\n(a wider screen shows dense, lexical and narrative as well)"
+def explained(ranking: Ranking, count: int) -> str:
+    """Return ``explain()`` of the first ranks."""
+    return ranking.first(count).explain()
 
 
 def _in_turn(first: Pipeline, second: Pipeline) -> list[Pipeline]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import weakref
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,6 +15,7 @@ from neuralcache_plugins.core.lexical import lexical_scores, token_statistics
 from neuralcache_plugins.errors import StoreError
 from neuralcache_plugins.memory import LearnedState, Memory
 from neuralcache_plugins.reranker.border import Request, canonical
+from neuralcache_plugins.reranker.explaining import Explainer, Sources
 from neuralcache_plugins.reranker.health import Health
 from neuralcache_plugins.reranker.scorers import CachedScorer
 from neuralcache_plugins.reranker.shown import RANKS, RankingIds, ShownVectors
@@ -55,6 +57,7 @@ class RankStage:
         self._health = health
         self._ids = ids
         self._shown = shown
+        self._sources = Sources(weakref.ref(memory), settings)
         self._rng = np.random.default_rng(settings.seed)
         self._chance = threading.Lock()
 
@@ -177,6 +180,9 @@ class RankStage:
             degraded=degraded,
             served=served,
             epoch=self._memory.known_epoch,
+            explainer=Explainer(
+                self._sources, evidence, () if vectors is None else vectors.unusable, request.session is not None
+            ),
         )
 
     def _record(
