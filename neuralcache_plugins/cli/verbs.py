@@ -5,17 +5,21 @@ from __future__ import annotations
 import json
 import re
 import sys
+from collections.abc import Iterable
 from dataclasses import asdict
-from datetime import UTC, datetime
 from typing import Annotated
 
 import typer
+from rich import box
 from rich.console import Console
+from rich.padding import Padding
+from rich.table import Table
 
 from neuralcache_plugins.cli.opening import NEW_FILE, learned, now, opened, pointing_at, url_of
 from neuralcache_plugins.contracts import Erasure
 from neuralcache_plugins.errors import InvalidInputError
 from neuralcache_plugins.reranker import NamespaceStats
+from neuralcache_plugins.reranker.stats import moment
 
 StoreUrl = Annotated[str | None, typer.Option(
     "--store", metavar="URL", help="Telemetry store; else NEURALCACHE_STORE_URL, else the user's data folder.")]
@@ -88,31 +92,28 @@ def _show(console: Console, url: str, found: list[NamespaceStats]) -> None:
     if not found:
         console.print(f"no rankings, no feedback: {NEW_FILE}")
     for one in found:
-        console.print(f"\nnamespace {one.namespace!r}\n  rankings: {one.rankings}\n  feedback: {one.feedback}, "
-                      f"{_period(one)}\n  known: {one.documents} documents, {one.remembered_questions} questions, "
-                      f"{one.sessions} sessions\n  gain over the retriever: {_gain(one)}", markup=False, soft_wrap=True)
-        for encoder, trust in one.trust.items():
-            weights = ", ".join(f"{name} {value:.2f}" for name, value in one.weights[encoder].items())
-            verdict = "learning counts" if trust > 0.5 else "learning counts above 0.50 only"
-            console.print(f"  encoder {encoder}\n    trust: {trust:.2f}, {verdict}\n    weights: {weights}",
-                          markup=False, soft_wrap=True)
+        _show_namespace(console, one)
 
 
-def _period(one: NamespaceStats) -> str:
-    if one.first_feedback_at is None or one.last_feedback_at is None:
-        return "none yet"
-    return f"from {_minute(one.first_feedback_at)} to {_minute(one.last_feedback_at)}"
+def _show_namespace(console: Console, one: NamespaceStats) -> None:
+    console.print(f"\nnamespace {one.namespace!r}", markup=False, soft_wrap=True)
+    _show_facts(console, one.facts(), indent=2)
+    for encoder, guard in one.guard.items():
+        console.print(f"  encoder {encoder}", markup=False, soft_wrap=True)
+        _show_facts(console, guard.facts(), indent=4)
+        if guard.history:
+            header, rows = guard.table()
+            table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+            for number, name in enumerate(header):
+                table.add_column(name, justify="right" if number else "left", no_wrap=True)
+            for row in rows:
+                table.add_row(*row)
+            console.print(Padding(table, (0, 0, 0, 2)))
 
 
-def _gain(one: NamespaceStats) -> str:
-    if one.gain_interval is None:
-        return "too little feedback to tell"
-    low, high = one.gain_interval
-    return f"{one.gain:+.3f} reciprocal rank of what helped, among the shown (95 %: {low:+.3f} to {high:+.3f})"
-
-
-def _minute(at: float) -> str:
-    return f"{datetime.fromtimestamp(at, UTC):%Y-%m-%d %H:%M} UTC"
+def _show_facts(console: Console, facts: Iterable[tuple[str, str]], *, indent: int) -> None:
+    for name, words in facts:
+        console.print(f"{' ' * indent}{name}: {words}", markup=False, soft_wrap=True)
 
 
 def _seconds(age: str) -> float:
@@ -126,7 +127,7 @@ def _described(what: Erasure) -> str:
     parts = (
         "" if what.document_ids is None else f"documents {', '.join(what.document_ids)}",
         "" if what.session is None else f"session {what.session!r}",
-        "" if what.older_than is None else f"what is older than {_minute(what.older_than)}",
+        "" if what.older_than is None else f"what is older than {moment(what.older_than)}",
     )
     place = "every namespace" if what.namespace is None else f"namespace {what.namespace!r}"
     return f"{', '.join(filter(None, parts)) or 'everything'} in {place}"

@@ -36,13 +36,13 @@ from neuralcache_plugins.reranker.ranking import RankStage
 from neuralcache_plugins.reranker.retention import Retention
 from neuralcache_plugins.reranker.scorers import CachedScorer
 from neuralcache_plugins.reranker.shown import RankingIds, ShownVectors
-from neuralcache_plugins.reranker.stats import NamespaceStats, RerankerStats
+from neuralcache_plugins.reranker.stats import NamespaceStats, RerankerStats, TrustStats
 from neuralcache_plugins.reranker.texts import TextCache
 from neuralcache_plugins.settings import RerankSettings, StoreSettings, from_environment
 from neuralcache_plugins.stores import open_store
 from neuralcache_plugins.telemetry import Recorder
 
-__all__ = ["NamespaceStats", "Reranker", "RerankerStats"]
+__all__ = ["NamespaceStats", "Reranker", "RerankerStats", "TrustStats"]
 
 logger = logging.getLogger(__name__)
 

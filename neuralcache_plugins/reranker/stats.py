@@ -2,20 +2,109 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
 
-from neuralcache_plugins.memory import LearnedState
+from neuralcache_plugins.core.trust import BURDEN, FEATURES
+from neuralcache_plugins.memory import Decision, LearnedState, Learner, Point
 from neuralcache_plugins.telemetry import RecorderStats
+
+BARS = "▁▂▃▄▅▆▇█"
+MOMENTS = 4
+"""So many moments of the past are shown to people."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrustStats:
+    """How the guard stands with one encoder's learning, and how it came there.
+
+    ``trust`` in [0, 1) counts above 0.5: when both ``over_cold`` and ``over_avoidance`` exceed ``needed``. They are
+    the evidence (natural logarithms) that the learned order predicts feedback better than the cold order, and better
+    than somebody who avoids the right document at random; ``tests`` feedbacks went into them. ``decision`` is the
+    last time the guard changed its mind. ``weights`` are those of the learned order's features where memory knows
+    almost the same question; ``history`` holds up to 64 earlier states, evenly spread over all feedback.
+    """
+
+    trust: float
+    tests: int
+    over_cold: float
+    over_avoidance: float
+    needed: float
+    decision: Decision | None
+    weights: Mapping[str, float]
+    history: tuple[Point, ...] = field(repr=False)
+
+    @classmethod
+    def of(cls, learner: Learner) -> TrustStats:
+        """Read the numbers off a learner."""
+        over_cold, over_avoidance = learner.trust.strongest()
+        return cls(
+            trust=learner.trust.value,
+            tests=learner.trust.tests,
+            over_cold=over_cold,
+            over_avoidance=over_avoidance,
+            needed=BURDEN,
+            decision=learner.course.decision,
+            weights=learner.trust.named_weights(),
+            history=tuple(learner.course.points),
+        )
+
+    @property
+    def evidence(self) -> float:
+        """The weaker of the two: what decides."""
+        return min(self.over_cold, self.over_avoidance)
+
+    def facts(self) -> list[tuple[str, str]]:
+        """Return what can be said in words, as pairs of name and words."""
+        facts = [("trust", f"{self.trust:.2f}, {self.verdict()}")]
+        return [*facts, ("trust over all feedback", self.curve())] if self.history else facts
+
+    def verdict(self) -> str:
+        """Return in one sentence whether the learned order counts, since when, and on what evidence."""
+        last = self.decision
+        if last is None:
+            tested = f"after {_times(self.tests, 'test')}" if self.tests else "no feedback could test it yet"
+            return f"not proven yet, so the order is the cold one: evidence {self._of_needed()} needed ({tested})"
+        proof = (
+            f"evidence then: {last.over_cold:.1f} over the cold order, {last.over_avoidance:.1f} over blind avoidance, "
+            f"{self.needed:.1f} needed of each"
+        )
+        when = f"{moment(last.at)}, after {_times(last.feedback, 'feedback')}"
+        if last.counts:
+            now = f"now {self.over_cold:.1f} and {self.over_avoidance:.1f}"
+            return f"the learned order counts since {when} ({proof}; {now})"
+        return f"withdrawn at {when}, so the order is the cold one: evidence {self._of_needed()} needed ({proof})"
+
+    def curve(self) -> str:
+        """Return trust over all feedback as a line of bars, one per point of ``history``."""
+        return "".join(BARS[min(len(BARS) - 1, int(point.trust * len(BARS)))] for point in self.history)
+
+    def table(self) -> tuple[list[str], list[list[str]]]:
+        """Return header and rows for people, of a past that is not empty and of now: one column per moment."""
+        last = len(self.history) - 1
+        past = [self.history[place] for place in sorted({last * part // MOMENTS for part in range(MOMENTS)})]
+        header = ["after feedback", *(str(one.feedback) for one in past), "now"]
+        days = ["on", *(moment(one.at)[:10] for one in past), ""]
+        evidence = [*(min(one.over_cold, one.over_avoidance) for one in past), self.evidence]
+        numbers = [(one.trust, *one.weights) for one in past] + [(self.trust, *self.weights.values())]
+        names = ("trust", *(f"weight {name}" for name in FEATURES))
+        rows = [[name, *(f"{value:.2f}" for value in values)] for name, *values in zip(names, *numbers, strict=True)]
+        return header, [days, ["evidence", *(f"{one:.1f}" for one in evidence)], *rows]
+
+    def _of_needed(self) -> str:
+        return f"{self.evidence:.1f} of {self.needed:.1f}"
 
 
 @dataclass(frozen=True, slots=True)
 class NamespaceStats:
-    """What one namespace has learned; times in seconds since the epoch, UTC.
+    """What one namespace has learned; times in seconds since the epoch, UTC. ``str()`` says it in words.
 
     ``gain`` is the mean gain in reciprocal rank of the served over the retriever's order, among the documents shown,
-    with its 95 % interval (None below 20 feedbacks). ``trust`` and ``weights`` are by encoder, since nothing learned
-    with one encoder's vectors holds for another's.
+    with its 95 % interval (None below 20 feedbacks). ``guard``, ``trust`` and ``weights`` are by encoder, since
+    nothing learned with one encoder's vectors holds for another's; the last two are shorthands for what is in
+    ``guard``. With ``learning`` False the order stays cold, whatever the evidence.
     """
 
     namespace: str
@@ -30,11 +119,14 @@ class NamespaceStats:
     gain_interval: tuple[float, float] | None
     trust: Mapping[str, float]
     weights: Mapping[str, Mapping[str, float]]
+    guard: Mapping[str, TrustStats]
+    learning: bool = True
 
     @classmethod
     def of(cls, namespace: str, state: LearnedState) -> NamespaceStats:
         """Read the numbers off a state."""
         learners = state.learners.values()
+        guard = {encoder: TrustStats.of(one) for encoder, one in state.learners.items()}
         return cls(
             namespace=namespace,
             rankings=state.rankings,
@@ -46,9 +138,47 @@ class NamespaceStats:
             sessions=sum(len(one.sessions) for one in learners),
             gain=state.gain.mean,
             gain_interval=state.gain.interval(),
-            trust={encoder: one.trust.value for encoder, one in state.learners.items()},
-            weights={encoder: one.trust.named_weights() for encoder, one in state.learners.items()},
+            trust={encoder: one.trust for encoder, one in guard.items()},
+            weights={encoder: one.weights for encoder, one in guard.items()},
+            guard=guard,
+            learning=state.settings.learning,
         )
+
+    def facts(self) -> list[tuple[str, str]]:
+        """Return what can be said without an encoder, as pairs of name and words."""
+        facts = [
+            ("rankings", str(self.rankings)),
+            ("feedback", f"{self.feedback}, {self._period()}"),
+            ("known", f"{self.documents} documents, {self.remembered_questions} questions, {self.sessions} sessions"),
+            ("gain over the retriever", self._gain()),
+        ]
+        return facts if self.learning else [*facts, ("learning", "switched off by its setting")]
+
+    def __str__(self) -> str:
+        lines = [f"namespace {self.namespace!r}", *(f"  {name}: {words}" for name, words in self.facts())]
+        for encoder, one in self.guard.items():
+            lines += [f"  encoder {encoder}", *(f"    {name}: {words}" for name, words in one.facts())]
+            lines.append("    weights: " + ", ".join(f"{name} {value:.2f}" for name, value in one.weights.items()))
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        parts = [f"<h4>namespace {html.escape(repr(self.namespace))}</h4>", _html_facts(self.facts())]
+        for encoder, one in self.guard.items():
+            parts += [f"<h5>encoder {html.escape(encoder)}</h5>", _html_facts(one.facts())]
+            if one.history:
+                parts.append(_html_table("how trust and the weights came about", *one.table()))
+        return "".join(parts)
+
+    def _period(self) -> str:
+        if self.first_feedback_at is None or self.last_feedback_at is None:
+            return "none yet"
+        return f"from {moment(self.first_feedback_at)} to {moment(self.last_feedback_at)}"
+
+    def _gain(self) -> str:
+        if self.gain_interval is None:
+            return "too little feedback to tell"
+        low, high = self.gain_interval
+        return f"{self.gain:+.3f} reciprocal rank of what helped, among the shown (95 %: {low:+.3f} to {high:+.3f})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,3 +192,44 @@ class RerankerStats:
     vectors_found: int
     degraded: Mapping[str, int]
     unusable_vectors: int
+
+    def __str__(self) -> str:
+        return "\n".join([*(f"{name}: {words}" for name, words in self._facts()), str(self.namespace)])
+
+    def _repr_html_(self) -> str:
+        return _html_facts(self._facts()) + self.namespace._repr_html_()
+
+    def _facts(self) -> list[tuple[str, str]]:
+        log, failed = self.recorder, self.recorder.last_error
+        degraded = ", ".join(f"{count} without {what}" for what, count in self.degraded.items())
+        return [
+            ("store", self.store),
+            ("log", f"{log.written} events written, {log.pending} waiting, {log.dropped} dropped, "
+                    f"{log.failures} failures" + (f" (last: {failed})" if failed else "")),
+            ("encoder", f"{self.encoder_calls} calls, {self.vectors_found} vectors found in the cache, "
+                        f"{self.unusable_vectors} unusable"),
+            ("degraded rankings", degraded or "none"),
+        ]
+
+
+def moment(at: float) -> str:
+    """Return a time in seconds since the epoch for people, to the minute."""
+    return f"{datetime.fromtimestamp(at, UTC):%Y-%m-%d %H:%M} UTC"
+
+
+def _times(count: int, what: str) -> str:
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
+
+
+def _html_facts(facts: list[tuple[str, str]]) -> str:
+    rows = "".join(
+        f'<tr><th style="text-align: left">{html.escape(name)}</th>'
+        f'<td style="text-align: left">{html.escape(words)}</td></tr>' for name, words in facts
+    )
+    return f"<table><tbody>{rows}</tbody></table>"
+
+
+def _html_table(caption: str, header: list[str], rows: list[list[str]]) -> str:
+    head = "".join(f"<th>{html.escape(name)}</th>" for name in header)
+    body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    return f"<table><caption>{caption}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
