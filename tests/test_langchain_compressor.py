@@ -39,18 +39,6 @@ TEXTS = [
 ]
 
 
-@pytest.fixture(params=["sync", "async"])
-def call(request):
-    """Call a method, or await its twin with an "a" before the name."""
-
-    async def invoke(owner, method, *args, **kwargs):
-        if request.param == "sync":
-            return getattr(owner, method)(*args, **kwargs)
-        return await getattr(owner, f"a{method}")(*args, **kwargs)
-
-    return invoke
-
-
 @pytest.fixture
 def make():
     """Make compressors with an encoder for tests and a store in memory, and close them."""
@@ -63,31 +51,6 @@ def make():
     yield build
     for compressor in made:
         compressor.close()
-
-
-class Spy:
-    """Passes everything on to a real core and remembers what was asked."""
-
-    def __init__(self, core):
-        self.core = core
-        self.asked = []
-
-    def __getattr__(self, name):
-        return getattr(self.core, name)
-
-    def rerank(self, query, texts, **options):
-        self.asked.append({"texts": list(texts), **options})
-        return self.core.rerank(query, texts, **options)
-
-    async def arerank(self, query, texts, **options):
-        self.asked.append({"texts": list(texts), **options})
-        return await self.core.arerank(query, texts, **options)
-
-
-@pytest.fixture
-def spy():
-    with Reranker(HashingEncoder(), store="memory://") as core:
-        yield Spy(core)
 
 
 def documents(texts=TEXTS, **metadata):

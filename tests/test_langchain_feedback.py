@@ -20,18 +20,6 @@ TEXTS = [
 ]
 
 
-@pytest.fixture(params=["sync", "async"])
-def call(request):
-    """Call a method, or await its twin with an "a" before the name."""
-
-    async def invoke(owner, method, *args, **kwargs):
-        if request.param == "sync":
-            return getattr(owner, method)(*args, **kwargs)
-        return await getattr(owner, f"a{method}")(*args, **kwargs)
-
-    return invoke
-
-
 @pytest.fixture
 def compressor():
     with NeuralCacheCompressor(embeddings=HashingEncoder(), store="memory://", top_n=None) as made:
