@@ -37,7 +37,9 @@ class RerankSettings(BaseSettings):
     )
     learning: bool = Field(True, description="False keeps the cold order; feedback is still recorded")
     half_life_seconds: float = Field(30 * 86400.0, ge=0.001, description="a document's credit halves in this time")
-    narrative_weight: float = Field(0.2, ge=0, le=1, description="how much a session's narrative bends the question")
+    narrative_weight: float = Field(
+        3.0, ge=0, le=10, description="how much a session's narrative bends a question that says little by itself"
+    )
     narrative_rate: float = Field(0.5, gt=0, le=1, description="how fast a session's narrative follows what helped")
     questions_per_document: int = Field(64, ge=1, le=4096, description="remembered questions kept for one document")
     max_documents: int = Field(20_000, ge=1, description="documents with memory per namespace; the stalest goes")

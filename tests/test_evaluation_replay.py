@@ -215,14 +215,15 @@ def test_recasting_gives_the_order_that_other_weights_would_have_given(
         assert np.corrcoef(np.log(np.exp(found[sure]) - 1e-4), expected[sure])[0, 1] > 0.999
 
 
-def test_recasting_usually_succeeds(stream: Stream) -> None:
+@pytest.mark.parametrize("session", [None, "talk"])
+def test_recasting_usually_succeeds(session: str | None) -> None:
     """On ordinary rankings with scores the log determines the cold order under other weights."""
     rng = np.random.default_rng(0)
     store = open_store("memory://")
     texts = [" ".join(rng.choice(WORDS, 6)) for _ in range(12)]
     with Reranker(HashingEncoder(), store=store) as reranker:
         for _ in range(40):
-            ranking = reranker.rerank(" ".join(rng.choice(WORDS, 3)), texts, top_n=6,
+            ranking = reranker.rerank(" ".join(rng.choice(WORDS, 3)), texts, top_n=6, session=session,
                                       prior_scores=rng.standard_normal(12).tolist())
             reranker.feedback(ranking, helpful=[ranking.ids[1]])
 

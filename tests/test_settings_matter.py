@@ -322,13 +322,14 @@ LEAST_0 = "Input should be greater than or equal to 0"
 LEAST_1 = "Input should be greater than or equal to 1"
 ABOVE_0 = "Input should be greater than 0"
 MOST_1 = "Input should be less than or equal to 1"
+MOST_10 = "Input should be less than or equal to 10"
 
 RERANK = {
-    "lexical_weight": Effect(first_of_three_opinions, "retriever", 9.0, "words", 11.0, "less than or equal to 10"),
+    "lexical_weight": Effect(first_of_three_opinions, "retriever", 9.0, "words", 11.0, MOST_10),
     "dense_weight": Effect(first_of_three_opinions, "retriever", 9.0, "vectors", -0.1, LEAST_0),
     "learning": Effect(first_after_eight_rewards, "abroad", False, "cards", "perhaps", "should be a valid boolean"),
     "half_life_seconds": Effect(credit_after_a_day, 0.89, DAY, 0.8, 0.0, r"greater than or equal to 0.001"),
-    "narrative_weight": Effect(whether_a_session_bends_its_questions, True, 0.0, False, 1.1, MOST_1),
+    "narrative_weight": Effect(whether_a_session_bends_its_questions, True, 0.0, False, 11.0, MOST_10),
     "narrative_rate": Effect(whether_a_session_still_holds_its_first_topic, True, 1.0, False, 0.0, ABOVE_0),
     "questions_per_document": Effect(questions_remembered_of_one_document, 5, 2, 2, 0, LEAST_1),
     "max_documents": Effect(documents_remembered, 6, 3, 3, 0, LEAST_1),

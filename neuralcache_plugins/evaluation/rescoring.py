@@ -162,9 +162,11 @@ def not_replayed(settings: RerankSettings, logged_with: RerankSettings) -> list[
 def recast(ranking: RankingServed, *, settings: RerankSettings, logged_with: RerankSettings) -> Array | None:
     """Return the cold log-probabilities (k,) that other weights would have given the shown documents, or None.
 
-    The log holds prior, lexical and dense signals of the shown documents and the cold probability that came of them,
+    The log holds the signals of the shown documents and the cold probability that came of them,
 
         ln(p - 1e-4) = a (prior + lexical_weight * lexical) + (a * dense_weight / s) dense + constant,
+
+    with narrative_weight * narrative beside the lexical term within a session,
 
     where only the scale ``a`` and the spread ``s`` of the dense signal over all candidates are unknown: least squares
     over the shown finds both, and the residual tells whether the log was made with these weights at all. None where
@@ -179,8 +181,9 @@ def recast(ranking: RankingServed, *, settings: RerankSettings, logged_with: Rer
     prior, lexical, dense, narrative = (_signal(ranking, name) for name in ("prior", "lexical", "dense", "narrative"))
     bent = narrative if ranking.session is not None else np.zeros_like(dense)
     solved = _scale_and_slope(
-        np.log(chance[usable]), (prior + logged_with.lexical_weight * lexical)[usable],
-        (dense + logged_with.narrative_weight * bent)[usable],
+        np.log(chance[usable]),
+        (prior + logged_with.lexical_weight * lexical + logged_with.narrative_weight * bent)[usable],
+        dense[usable],
     )
     if solved is None:
         return None
@@ -190,9 +193,9 @@ def recast(ranking: RankingServed, *, settings: RerankSettings, logged_with: Rer
     before, after = (1.0 if alone and one.dense_weight else one.dense_weight for one in (logged_with, settings))
     if before == 0.0 and (slope * float(np.ptp(dense)) > _AGREES or (after > 0.0 and dense.any())):
         return None
-    worth = scale * (prior + settings.lexical_weight * lexical)
+    worth = scale * (prior + settings.lexical_weight * lexical + settings.narrative_weight * bent)
     if before > 0.0:
-        worth += slope * after / before * (dense + settings.narrative_weight * bent)
+        worth += slope * after / before * dense
     mass = float(chance[usable].sum())
     moved: Array = np.log(np.exp(log_softmax(worth)) * mass + _FLOOR)
     return moved

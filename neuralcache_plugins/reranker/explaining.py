@@ -21,7 +21,7 @@ from neuralcache_plugins.core import fusion, signals
 from neuralcache_plugins.core.trust import COLD, FEATURES
 from neuralcache_plugins.errors import StoreError
 from neuralcache_plugins.memory import Memory, Near, Origin
-from neuralcache_plugins.reranker.stages import Evidence, Learned, bend
+from neuralcache_plugins.reranker.stages import Evidence, Learned
 from neuralcache_plugins.settings import RerankSettings
 
 MOST_QUESTIONS = 3
@@ -116,7 +116,7 @@ class Explainer:
         )
         terms["narrative"] = np.zeros(len(dense))
         if self._in_session:
-            terms["narrative"] += settings.narrative_weight * bend(found["narrative"], found["dense"])
+            terms["narrative"] += settings.narrative_weight * found["narrative"]
         shares = fusion.cold_shares(terms)
         if "scorer" in found:
             worth = np.sum(list(terms.values()), axis=0).astype(np.float32)

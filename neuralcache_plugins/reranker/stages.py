@@ -81,7 +81,8 @@ def cold_evidence(
 ) -> tuple[Array, dict[str, Vector]]:
     """Return the cold log-probabilities (n,) and the signals that they were made of.
 
-    The narrative of a session is context of the question, so it belongs to the cold order; the namespace's is not.
+    The narrative of a session is context of the question, so it belongs to the cold order, and its signal is how far
+    it ``bent`` the question; the namespace's does not, and its signal is the cosine.
     """
     silent = np.zeros(count, dtype=np.float32)
     signals = {
@@ -96,7 +97,8 @@ def cold_evidence(
     if vectors is not None:
         dense = signals["dense"] = vectors.rows @ vectors.question
         if narrative is not None and settings.learning:
-            signals["narrative"] = vectors.rows @ narrative
+            fit = vectors.rows @ narrative
+            signals["narrative"] = bent(fit, dense, overlap=float(vectors.question @ narrative)) if in_session else fit
         if vectors.unusable:
             dense = dense.copy()
             dense[list(vectors.unusable)] = np.nan
@@ -108,21 +110,28 @@ def cold_evidence(
         lexical_weight=settings.lexical_weight,
     )
     if in_session and narrative is not None:
-        worth += np.float32(settings.narrative_weight) * bend(signals["narrative"], signals["dense"])
+        worth += np.float32(settings.narrative_weight) * signals["narrative"]
     return fusion.cold_log_probabilities(worth).astype(np.float64), signals
 
 
-def bend(narrative: Vector, dense: Vector) -> Vector:
-    """Return how much a narrative added to the question would move each candidate, (n,), in z-scores of the question.
+def bent(fit: Vector, dense: Vector, *, overlap: float) -> Vector:
+    """Return how far a session's narrative bends its question towards each candidate, (n,).
 
-    (question + w * narrative) . document, less its mean, over the deviation of question . document: candidates that
-    all fit the narrative alike are left alone, however well they fit.
+    ``fit`` and ``dense`` (n,) are cosines of the candidates with narrative and question, ``overlap`` that of narrative
+    and question. What the narrative adds is counted in deviations of what the question says, and is worth
+
+    * the more the less the question says by itself of the session's subject ("how many of them died?"),
+    * next to nothing where no candidate is about that subject: then it has changed.
+
+    Both exponents sit in a plateau on mtrag, with either encoder. Without them a weight that helps follow-up questions
+    twice as much as the best plain one costs 0.03 to 0.08 nDCG@10 where the subject changes; with them nothing.
     """
     deviation = float(dense.std())
     if deviation < FLAT:
-        return np.zeros_like(narrative)
-    bent: Vector = (narrative - narrative.mean()) / np.float32(deviation)
-    return bent
+        return np.zeros_like(fit)
+    lean = min(1.0, max(0.0, 1.0 - overlap)) ** 5 * max(0.0, float(fit.max())) ** 2
+    moved: Vector = (fit - fit.mean()) * np.float32(lean / deviation)
+    return moved
 
 
 def learned_evidence(
