@@ -31,6 +31,7 @@ from typing import Any
 import numpy as np
 
 from neuralcache_plugins import Reranker, RerankSettings, StoreSettings
+from neuralcache_plugins.contracts import FeedbackGiven, RankingServed
 
 DIM, TOP_N, WORDS, TOPICS, REMEMBERED = 384, 10, 120, 12, 20_000
 Case = Callable[[], Any]
@@ -267,6 +268,7 @@ def telemetry(reps: int) -> None:
             recorder = Recorder(reranker.store, flush_interval_seconds=3600, buffer_rankings=10**6)
             cost = cpu_us(lambda: recorder.served(served.served), reps=reps * 10)
             sign = cpu_us(reranker.store.sign, reps=reps * 10)
+            recorder.close()
             print(f"telemetry on the hot path: record {cost:.1f} us + sign of the log {sign:.1f} us  (limit 30 us)")
             rankings = [
                 reranker.rerank(
@@ -283,11 +285,31 @@ def telemetry(reps: int) -> None:
             reranker.stats()
             pool = iter(rankings)
             bare = _bare_feedback(Path(folder) / "t.db")
+            top = int(served.positions[0])
             took = in_turn(
-                {"feedback": lambda: reranker.feedback(next(pool), helpful=[int(served.positions[0])]), "bare": bare},
+                {
+                    "feedback": lambda: reranker.feedback(next(pool), helpful=[top]),
+                    "append": _appended(reranker, [ranking.served for ranking in rankings]),
+                    "bare": bare,
+                },
                 reps=reps,
             )
-            show("durable feedback, SQLite", took["feedback"], took["bare"], "floor: bare transaction; limit 2 x")
+            floor = "floor: bare transaction; limit 2 x"
+            show("feedback, the whole call", took["feedback"], took["bare"], floor)
+            show("feedback, what SQLite does of it", took["append"], took["bare"], floor)
+
+
+def _appended(reranker: Reranker, rankings: Sequence[RankingServed]) -> Case:
+    """Return the store's append of one feedback that is made beforehand: one row, as the bare transaction has."""
+    made = iter([
+        FeedbackGiven(
+            feedback_id=f"feedback-{place}-{ranking.ranking_id}", ranking_id=ranking.ranking_id,
+            namespace=ranking.namespace, at=ranking.at, source="user", rewards=((ranking.document_ids[0], 1.0),),
+            ranking=ranking, document_vector=ranking.query_vector,
+        )
+        for place in range(10) for ranking in rankings
+    ])
+    return lambda: reranker.store.append([next(made)])
 
 
 def _bare_feedback(path: Path) -> Case:
