@@ -1,10 +1,16 @@
-"""Learned state: how fast feedback is folded, how large the state grows, how soon a process is level again.
+"""Learned state over its life: fold speed, size, start from a snapshot, speed of a ranking; and how they grow.
 
     python benchmarks/memory.py [--most 100000] [--documents 2000]
 
 Every feedback comes with its ranking: 5 shown of 2,000 documents, 256-d questions on 4,000 subjects, 80 % of the
-feedback right. "catch-up" reads the log from a SQLite file and folds it, as a process does that starts without a
-snapshot; "snapshot" starts from one. Exponents are slopes of log cost over log events: 1.0 is linear.
+feedback right. The log lies in a SQLite file. "read" takes it from there, "fold" takes it in, both together are what a
+process does that starts without a snapshot; "start" is a process that starts from one. "rerank" is a call with 100
+candidates and their vectors, top 10, without encoding, the median of 200. All are CPU seconds of this process; sizes
+are those of everything that the state holds, counted object by object, and of the snapshot.
+
+Exponents are slopes of log cost over log events, 1 = linear: by least squares over all sizes, and over the last step.
+What is kept is bounded by the settings max_documents, questions_per_document, max_questions and max_sessions.
+``--most 1000000`` takes about 10 minutes and 3 GB of disk in the temporary folder.
 """
 
 from __future__ import annotations
@@ -15,84 +21,191 @@ for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(_name, "1")
 
 import argparse
-import math
+import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from itertools import islice
+from typing import Any
 
 import numpy as np
 
-from neuralcache_plugins.contracts import Event, FeedbackGiven, RankingServed
+from neuralcache_plugins import Reranker, StoreSettings
+from neuralcache_plugins.contracts import Event, FeedbackGiven, RankingServed, Snapshot, TelemetryStore
 from neuralcache_plugins.memory import LearnedState, Memory
-from neuralcache_plugins.memory.snapshots import pack, unpack
+from neuralcache_plugins.memory.snapshots import fold_name, pack
 from neuralcache_plugins.settings import RerankSettings
 from neuralcache_plugins.stores import open_store
 
-SHOWN, WIDTH, SUBJECTS = 5, 256, 4_000
+SHOWN, WIDTH, SUBJECTS, CANDIDATES, TOP_N = 5, 256, 4_000, 100, 10
+FIRST, BATCH = 1_000, 2_000
+METARANK = "Metarank publishes 1,000-3,000 events/s of data import (docs.metarank.ai/introduction/performance)"
 
 
-def events(count: int, documents: int, seed: int = 0) -> Iterator[Event]:
-    """Yield ``count`` rankings, each followed by its feedback."""
-    rng = np.random.default_rng(seed)
-    subjects = rng.standard_normal((SUBJECTS, WIDTH)).astype(np.float32)
-    for step in range(count):
-        subject = int(rng.integers(SUBJECTS))
-        question = subjects[subject] + 0.5 * rng.standard_normal(WIDTH).astype(np.float32)
-        question = (question / np.linalg.norm(question)).astype(np.float16).astype(np.float32)
-        right = subject % documents
-        shown = [right, *((right + 1 + rng.integers(0, documents - 1, SHOWN - 1)) % documents).tolist()]
-        names = tuple(dict.fromkeys(f"d{one}" for one in shown))
-        cold = np.log(rng.dirichlet(np.ones(len(names))) + 1e-4)
-        ranking = RankingServed(
-            ranking_id=f"r{step}", namespace="default", at=1.8e9 + step, query_key=f"q{step}", encoder="benchmark",
-            query_vector=question, document_ids=names, positions=tuple(range(len(names))),
-            scores=(0.5,) * len(names), cold=tuple(cold.round(4).tolist()), signals={},
-            propensities=(1.0,) * len(names), candidates=20,
-        )
-        yield ranking
-        helped = names[0] if rng.random() < 0.8 else names[int(rng.integers(len(names)))]
-        yield FeedbackGiven(
-            feedback_id=f"f{step}", ranking_id=ranking.ranking_id, namespace="default", at=ranking.at + 1,
-            source="user", rewards=((helped, 1.0),), ranking=ranking,
-        )
+class Table:
+    """Stands where an encoder goes; every question and document brings its vector."""
+
+    fingerprint = "benchmark"
+
+    def embed_documents(self, texts: list[str]) -> list[list[float]]:
+        raise AssertionError("the benchmark encodes nothing")
+
+    def embed_query(self, text: str) -> list[float]:
+        raise AssertionError("the benchmark encodes nothing")
 
 
-def measure(count: int, documents: int) -> tuple[float, float, float, int, int]:
-    """Return seconds of catch-up and of starting from a snapshot, fold seconds, snapshot bytes, questions kept."""
-    settings = RerankSettings()
+class World:
+    """Rankings and feedback about documents that each answer some subjects."""
+
+    def __init__(self, documents: int, seed: int = 0) -> None:
+        self.documents = documents
+        self.rng = np.random.default_rng(seed)
+        self.subjects = self.rng.standard_normal((SUBJECTS, WIDTH)).astype(np.float32)
+        self.rows = _unit(self.rng.standard_normal((documents, WIDTH)))
+
+    def question(self, subject: int) -> np.ndarray:
+        near = self.subjects[subject] + 0.5 * self.rng.standard_normal(WIDTH).astype(np.float32)
+        return _unit(near).astype(np.float16).astype(np.float32)
+
+    def events(self) -> Iterator[Event]:
+        """Yield rankings without end, each followed by its feedback."""
+        rng, step = self.rng, 0
+        while True:
+            subject = int(rng.integers(SUBJECTS))
+            right = subject % self.documents
+            others = (right + 1 + rng.integers(0, self.documents - 1, SHOWN - 1)) % self.documents
+            names = tuple(dict.fromkeys(f"d{one}" for one in [right, *others.tolist()]))
+            cold = np.log(rng.dirichlet(np.ones(len(names))) + 1e-4)
+            ranking = RankingServed(
+                ranking_id=f"r{step}", namespace="default", at=1.8e9 + step, query_key=f"q{step}", encoder="benchmark",
+                query_vector=self.question(subject), document_ids=names, positions=tuple(range(len(names))),
+                scores=(0.5,) * len(names), cold=tuple(cold.round(4).tolist()), signals={},
+                propensities=(1.0,) * len(names), candidates=20,
+            )
+            yield ranking
+            helped = names[0] if rng.random() < 0.8 else names[int(rng.integers(len(names)))]
+            yield FeedbackGiven(
+                feedback_id=f"f{step}", ranking_id=ranking.ranking_id, namespace="default", at=ranking.at + 1,
+                source="user", rewards=((helped, 1.0),), ranking=ranking,
+            )
+            step += 1
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One line of the table: seconds and bytes after so many feedback events."""
+
+    events: int
+    read: float
+    fold: float
+    fold_now: float
+    ram: int
+    snapshot: int
+    start: float
+    rerank: float
+    kept: int
+
+
+def measure(most: int, documents: int) -> Iterator[Measured]:
+    """Yield a line for 1,000, 10,000, ... feedback events of one log."""
+    settings, world = RerankSettings(), World(documents)
+    stream, state = world.events(), LearnedState(settings)
     with tempfile.TemporaryDirectory() as folder:
         store = open_store(f"sqlite:///{folder}/t.db")
-        batch: list[Event] = []
-        for event in events(count, documents):
-            batch.append(event)
-            if len(batch) == 2_000:
-                store.append(batch)
-                batch = []
-        store.append(batch)
-        started = time.process_time()
-        memory = Memory(store, settings=settings, snapshot_every=1)
-        state = memory.state("default")
-        caught_up = time.process_time() - started
-        memory.save_snapshots()
-        started = time.process_time()
-        Memory(store, settings=settings, snapshot_every=1).state("default")
-        from_snapshot = time.process_time() - started
-        folded = _fold_seconds(store, settings)
-        kept = sum(one.helped.total + one.failed.total for one in state.learners.values())
-        data = pack(state)
-        unpack(data, settings)
+        read = fold = 0.0
+        done, due = 0, FIRST
+        while due <= most:
+            more_read = more_fold = 0.0
+            for begin in range(done, due, BATCH // 2):
+                store.append(list(islice(stream, 2 * min(BATCH // 2, due - begin))))
+                one_read, one_fold = _take_in(store, state)
+                more_read, more_fold = more_read + one_read, more_fold + one_fold
+            read, fold = read + more_read, fold + more_fold
+            data = pack(state)
+            epoch = store.head().epoch
+            store.save_snapshot("default", fold_name(settings), Snapshot(epoch, state.position, data))
+            kept = sum(one.helped.total + one.failed.total for one in state.learners.values())
+            yield Measured(due, read, fold, more_fold / (due - done), held_bytes(state), len(data),
+                           _start_seconds(store, settings), _rerank_seconds(store, world), kept)
+            done, due = due, due * 10
         store.close()
-    return caught_up, from_snapshot, folded, len(data), kept
 
 
-def _fold_seconds(store: object, settings: RerankSettings) -> float:
-    recorded = store.read(limit=40_000)  # type: ignore[attr-defined]  # a store
-    state = LearnedState(settings)
+def _take_in(store: TelemetryStore, state: LearnedState) -> tuple[float, float]:
     started = time.process_time()
+    recorded = store.read(after=state.position, limit=BATCH)
+    between = time.process_time()
     for one in recorded:
         state.fold(one)
-    return (time.process_time() - started) / (len(recorded) / 2)
+    return between - started, time.process_time() - between
+
+
+def _start_seconds(store: TelemetryStore, settings: RerankSettings) -> float:
+    started = time.process_time()
+    Memory(store, settings=settings, snapshot_every=1).state("default")
+    return time.process_time() - started
+
+
+def _rerank_seconds(store: TelemetryStore, world: World, calls: int = 200) -> float:
+    """Return the median of calls about known subjects; what they record is thrown away."""
+    taken = []
+    rng = np.random.default_rng(1)
+    with tempfile.TemporaryDirectory() as folder:
+        own = open_store(f"sqlite:///{folder}/t.db")
+        snapshot = store.load_snapshot("default", fold_name(RerankSettings()))
+        if snapshot is None:
+            raise AssertionError("the snapshot was just saved")
+        own.save_snapshot("default", fold_name(RerankSettings()), Snapshot(own.head().epoch, 0, snapshot.state))
+        with Reranker(Table(), store=own, store_settings=StoreSettings(flush_interval_seconds=3600)) as reranker:
+            for call in range(calls + 5):
+                subject = int(rng.integers(SUBJECTS))
+                chosen = dict.fromkeys([subject % world.documents, *rng.permutation(world.documents).tolist()])
+                places = list(islice(chosen, CANDIDATES))
+                names, texts = [f"d{one}" for one in places], [f"text of document {one}" for one in places]
+                rows, question = world.rows[places], world.question(subject)
+                started = time.thread_time()
+                reranker.rerank("a question", texts, ids=names, query_vector=question, vectors=rows, top_n=TOP_N)
+                if call >= 5:
+                    taken.append(time.thread_time() - started)
+            if not reranker.stats().namespace.remembered_questions:
+                raise AssertionError("the ranking did not start from the snapshot")
+    return statistics.median(taken)
+
+
+def held_bytes(value: Any) -> int:
+    """Return the bytes of an object and all that it holds, each counted once; settings and classes are not its own."""
+    seen: set[int] = set()
+    total, waiting = 0, [value]
+    while waiting:
+        one = waiting.pop()
+        if id(one) in seen or isinstance(one, (type, RerankSettings)):
+            continue
+        seen.add(id(one))
+        total += sys.getsizeof(one)
+        if isinstance(one, np.ndarray):
+            waiting += [] if one.base is None else [one.base]  # a view's numbers are its base's
+        elif isinstance(one, Mapping):
+            waiting += [*one.keys(), *one.values()]
+        elif isinstance(one, (list, tuple, set)):
+            waiting += one
+        elif not isinstance(one, (str, bytes, int, float)):
+            waiting += vars(one).values() if hasattr(one, "__dict__") else _slotted(one)
+    return total
+
+
+def _slotted(one: Any) -> list[Any]:
+    return [getattr(one, name) for name in getattr(type(one), "__slots__", ()) if hasattr(one, name)]
+
+
+def exponent(counts: Sequence[float], costs: Sequence[float]) -> float:
+    """Return the slope of log cost over log count by least squares."""
+    return float(np.polyfit(np.log(counts), np.log(np.maximum(costs, 1e-9)), 1)[0])
+
+
+def _unit(rows: np.ndarray) -> np.ndarray:
+    return (rows / np.linalg.norm(rows, axis=-1, keepdims=True)).astype(np.float32)
 
 
 def main() -> int:
@@ -100,19 +213,25 @@ def main() -> int:
     parser.add_argument("--most", type=int, default=100_000, help="largest number of feedback events")
     parser.add_argument("--documents", type=int, default=2_000)
     chosen = parser.parse_args()
-    print(f"{'feedback':>10s} {'catch-up':>22s} {'fold alone':>16s} {'snapshot':>20s} {'kept':>10s}")
-    rows, count = [], 1_000
-    while count <= chosen.most:
-        caught_up, from_snapshot, folded, size, kept = measure(count, chosen.documents)
-        rows.append((count, caught_up, size))
-        print(f"{count:10,d} {caught_up:8.2f} s {count / caught_up:9,.0f} /s {folded * 1e6:10.1f} us each "
-              f"{from_snapshot:8.3f} s {size / 1e6:6.1f} MB {kept:10,d}", flush=True)
-        count *= 10
-    if len(rows) > 1:
-        (few, quick, small), (many, slow, large) = rows[0], rows[-1]
-        span = math.log(many / few)
-        print(f"growth exponents: catch-up {math.log(slow / quick) / span:.2f}, "
-              f"state size {math.log(large / small) / span:.2f}")
+    print(f"{'feedback':>10s}{'read':>10s}{'fold':>10s}{'catch-up':>14s}{'fold now':>15s}{'in memory':>13s}"
+          f"{'snapshot':>11s}{'start':>10s}{'rerank':>10s}{'questions':>11s}")
+    lines: list[Measured] = []
+    for one in measure(chosen.most, chosen.documents):
+        lines.append(one)
+        print(f"{one.events:10,d}{one.read:8.2f} s{one.fold:8.2f} s{one.events / (one.read + one.fold):12,.0f}/s"
+              f"{1 / one.fold_now:13,.0f}/s{one.ram / 1e6:10.1f} MB{one.snapshot / 1e6:8.1f} MB{one.start:8.3f} s"
+              f"{one.rerank * 1e6:7.0f} us{one.kept:11,d}", flush=True)
+    if len(lines) > 1:
+        counts = [one.events for one in lines]
+        print("\ngrowth exponent       all  last step")
+        for name in (field.name for field in fields(Measured)):
+            if name != "events":
+                costs = [getattr(one, name) for one in lines]
+                print(f"{name:18s}{exponent(counts, costs):7.2f}{exponent(counts[-2:], costs[-2:]):11.2f}")
+    last = lines[-1]
+    rate = last.events / (last.read + last.fold)
+    print(f"\ncatch-up of {last.events:,} feedback events, each with its ranking: {rate:,.0f} feedback events/s "
+          f"(target 20,000), which are {2 * rate:,.0f} events/s of the log\n{METARANK}")
     return 0
 
 
