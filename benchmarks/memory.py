@@ -12,7 +12,7 @@ counted object by object, and of the snapshot.
 
 Exponents are slopes of log cost over log events, 1 = linear: by least squares over all sizes, and over the last step.
 What is kept is bounded by the settings max_documents, questions_per_document, max_questions and max_sessions.
-``--most 1000000`` takes about 10 minutes and up to 3 GB of disk in the temporary folder.
+``--most 1000000`` takes about 10 minutes and 1.2 GB of disk in the temporary folder.
 """
 
 from __future__ import annotations
