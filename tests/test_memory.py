@@ -155,6 +155,42 @@ def test_every_remembered_question_knows_the_event_that_it_is_from():
                 assert (origin.learned > origin.event) == (ranking is event)
 
 
+def told(number, vector, helpful, shown=("d0", "d1", "d2")):
+    ranking = make_ranking(
+        f"r{number}", at=1e9 + number, encoder="one", query_vector=vector, document_ids=shown,
+        positions=tuple(range(len(shown))), scores=(0.9, 0.5, 0.4)[:len(shown)], cold=(-1.0, -1.1, -1.2)[:len(shown)],
+        signals={}, propensities=(1.0,) * len(shown), candidates=len(shown),
+    )
+    return [ranking, make_feedback(ranking, feedback_id=f"f{number}", at=ranking.at + 1, rewards=((helpful, 1.0),))]
+
+
+def test_feedback_that_contradicts_a_near_vote_weakens_it_and_a_far_one_hardly():
+    near, far = np.eye(WIDTH, dtype=np.float32)[:2]
+    events = [*told(0, near, "d0"), *told(1, far, "d0"), *told(2, near, "d1")]
+
+    state = folded(events)
+
+    helped = state.learners["one"].helped
+    slots = state.documents.slots_of(["d0", "d1"])
+    known = helped.near(slots, near)
+    assert known.similarity.tolist() == [1.0, 0.0, 1.0]
+    assert known.weight[0] < 0.9
+    assert known.weight[1] == known.weight[2] == 1.0
+
+
+def test_a_linear_model_says_nothing_about_what_all_questions_share():
+    rng = np.random.default_rng(0)
+    shared = np.eye(WIDTH, dtype=np.float32)[0]
+    questions = [shared + rng.normal(0, 0.2, WIDTH).astype(np.float32) for _ in range(60)]
+    questions = [one / np.float32(np.linalg.norm(one)) for one in questions]
+
+    state = folded([event for step, one in enumerate(questions) for event in told(step, one, f"d{step % 3}")])
+
+    spread = state.learners["one"].spread
+    assert np.dot(spread.centre, shared) > 0.7
+    assert np.abs(state.learners["one"].slopes.scores([0, 1, 2], shared - spread.centre)).max() < 0.5
+
+
 def test_a_linear_model_is_moved_by_its_errors_and_forgotten_with_its_document():
     slopes, question = Slopes(2), np.array([0.6, 0.8], dtype=np.float32)
 

@@ -129,24 +129,27 @@ class Trust:
             return cold
         return (1.0 - share) * cold + share * log_softmax(features @ self.weights_at(nearness))
 
-    def test_and_learn(self, features: Array, rewards: Array, *, nearness: Nearness) -> None:
+    def test_and_learn(self, features: Array, rewards: Array, *, nearness: Nearness) -> Array:
         """Grade the learned order on one feedback, then move the weights. O(k * f) for the k documents shown.
+
+        Returns the log-probabilities (k,) that the learned order gave before.
 
         ``features`` (k, f) are those of the documents shown, ``rewards`` (k,) are >= 0 and not all zero. Feedback
         that rewards everything shown says nothing about their order and is ignored. Where memory held nothing
         near the question the learned order made no claim, so there is nothing to grade.
         """
-        helped = rewards > 0
-        if helped.all():
-            return
-        target = rewards / rewards.sum()
         place = hats(nearness.place, WEIGHT_KNOTS)
         predicted = log_softmax(features @ (place @ self.weights))
+        helped = rewards > 0
+        if helped.all():
+            return predicted
+        target = rewards / rewards.sum()
         if nearness.reach == 1.0:
             self._grade(predicted, features[:, COLD], target, helped=int(helped.sum()), place=nearness.place)
         gradient = np.outer(place, (target - np.exp(predicted)) @ features)
         self.squares += gradient * gradient
         self.weights = np.maximum(0.0, self.weights + RATE * gradient / np.sqrt(self.squares))
+        return predicted
 
     def _evidence(self) -> Array:
         return np.minimum(self.over_cold, self.over_avoidance)

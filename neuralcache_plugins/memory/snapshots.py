@@ -22,7 +22,7 @@ from neuralcache_plugins.memory.questions import Origin, Questions
 from neuralcache_plugins.memory.state import LearnedState, Learner, Waiting
 from neuralcache_plugins.settings import RerankSettings
 
-FORMAT = 3
+FORMAT = 4
 _STATE_NUMBERS = (
     "position", "rankings", "feedback", "first_feedback_at", "last_feedback_at", "answer_rate",
 )
@@ -106,6 +106,7 @@ def _pack_learner(
     _pack_questions(f"{prefix}.helped", learner.helped, place, arrays)
     _pack_questions(f"{prefix}.failed", learner.failed, place, arrays)
     arrays[f"{prefix}.recent"] = learner.spread.recent.astype(np.float16)
+    arrays[f"{prefix}.centre"] = learner.spread.centre
     for name in _TRUST_ARRAYS:
         arrays[f"{prefix}.{name}"] = getattr(learner.trust, name)
     arrays[f"{prefix}.slopes"] = learner.slopes.of(list(place))
@@ -134,6 +135,7 @@ def _restore_learner(
     for name, value in packed["spread"].items():
         setattr(learner.spread, name, value)
     learner.spread.recent = arrays[f"{prefix}.recent"].astype(np.float32)
+    learner.spread.centre = arrays[f"{prefix}.centre"]
     for name, value in packed["trust"].items():
         setattr(learner.trust, name, value)
     for name in _TRUST_ARRAYS:
