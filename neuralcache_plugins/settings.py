@@ -82,7 +82,7 @@ class StoreSettings(BaseSettings):
         10_000, ge=1, description="rankings waiting to be written; beyond it the newest is dropped"
     )
     retention_seconds: float | None = Field(None, gt=0, description="events older than this are erased by the recorder")
-    snapshot_every: int = Field(20_000, ge=1, description="events between two snapshots of the learned state")
+    snapshot_every: int = Field(10_000, ge=1, description="events between two snapshots of the learned state")
     vectors_in_memory: int = Field(20_000, ge=0, description="text vectors kept in memory")
     vectors_on_disk: int = Field(200_000, ge=0, description="text vectors kept in the store")
 
