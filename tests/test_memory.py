@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from neuralcache_plugins.contracts import Erasure, Recorded
 from neuralcache_plugins.errors import StoreError
 from neuralcache_plugins.memory import LearnedState, Memory
+from neuralcache_plugins.memory.changes import Changes
 from neuralcache_plugins.memory.questions import Origin, Questions, Slopes
 from neuralcache_plugins.memory.snapshots import fold_name, pack, unpack
 from neuralcache_plugins.settings import RerankSettings
@@ -197,8 +198,51 @@ def test_a_linear_model_is_moved_by_its_errors_and_forgotten_with_its_document()
     slopes.move([3, 40], question, np.array([0.5, -0.5]))
 
     assert slopes.scores([40, -1, 3, 999], question) == pytest.approx([-0.5, 0.0, 0.5, 0.0])
+    slopes.fade(3, 0.5), slopes.fade(999, 0.5)
+    assert slopes.scores([40, 3], question) == pytest.approx([-0.5, 0.25])
     slopes.drop(40), slopes.drop(999)
-    assert slopes.scores([40, 3], question) == pytest.approx([0.0, 0.5])
+    assert slopes.scores([40, 3], question) == pytest.approx([0.0, 0.25])
+
+
+def test_a_document_that_stops_being_right_is_noticed_once_and_begins_anew():
+    changes = Changes()
+    for _ in range(30):
+        assert not changes.observe(1, missed=False)
+
+    alarms = [changes.observe(1, missed=True) for _ in range(5)]
+
+    assert sum(alarms) == 1
+    assert not any(changes.observe(1, missed=step % 2 == 0) for step in range(10))
+
+
+@pytest.mark.parametrize("share", [0.3, 0.5, 0.9])
+def test_noise_that_was_there_all_along_is_no_change(share):
+    rng = np.random.default_rng(0)
+    changes = Changes()
+
+    alarms = sum(changes.observe(step % 20, missed=bool(rng.random() < share)) for step in range(2000))
+
+    assert alarms <= 2
+
+
+def test_what_was_learned_of_a_document_that_changed_hardly_counts_afterwards():
+    rng, width = np.random.default_rng(1), 64
+    topics = np.linalg.qr(rng.normal(size=(width, 3)))[0].T
+
+    def asked(number, topic, helpful):
+        question = topics[topic] + rng.normal(0, 0.15, width)
+        return told(number, (question / np.linalg.norm(question)).astype(np.float16).astype(np.float32), helpful)
+
+    before = [event for step in range(90) for event in asked(step, step % 3, f"d{step % 3}")]
+    after = [event for step in range(90, 114) for event in asked(step, step % 3, ("d1", "d0", "d2")[step % 3])]
+
+    state = folded([*before, *after], LearnedState(RerankSettings()))
+
+    helped = {slot: weights for slot, _, weights, _ in state.learners["one"].helped.groups()}
+    one, other, same_as_ever = (helped[state.documents.slots[name]][:30] for name in ("d0", "d1", "d2"))
+    assert max(one.max(), other.max()) < 0.2
+    assert same_as_ever.min() > 0.9
+    assert same(unpack(pack(state), RerankSettings()), state)
 
 
 @pytest.mark.parametrize("junk", [b"", b"not a snapshot", b"PK\x03\x04 broken"])

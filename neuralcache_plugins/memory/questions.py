@@ -91,6 +91,12 @@ class Questions:
         for start, end, column in zip(near.starts.tolist(), ends, near.columns.tolist(), strict=True):
             self._weights[slots[column]][:] = weight[start:end]
 
+    def fade(self, slot: int, kept: float) -> None:
+        """Leave only the share ``kept`` of the weight of everything remembered for ``slot``."""
+        weights = self._weights.get(slot)
+        if weights is not None:
+            weights *= np.float32(kept)
+
     def drop(self, slot: int) -> None:
         """Forget everything remembered for ``slot``."""
         rows = self._rows.pop(slot, None)
@@ -157,10 +163,14 @@ class Slopes:
             self.rows = np.concatenate((self.rows, np.zeros_like(self.rows)))
         self.rows[slots] += amounts.astype(np.float32)[:, None] * question
 
+    def fade(self, slot: int, kept: float) -> None:
+        """Leave only the share ``kept`` of the slot's model."""
+        if slot < len(self.rows):
+            self.rows[slot] *= np.float32(kept)
+
     def drop(self, slot: int) -> None:
         """Forget the slot's model."""
-        if slot < len(self.rows):
-            self.rows[slot] = 0.0
+        self.fade(slot, 0.0)
 
     def of(self, slots: Sequence[int]) -> Matrix:
         """Return the slots' models (n, width)."""

@@ -22,13 +22,14 @@ from neuralcache_plugins.memory.questions import Origin, Questions
 from neuralcache_plugins.memory.state import LearnedState, Learner, Waiting
 from neuralcache_plugins.settings import RerankSettings
 
-FORMAT = 4
+FORMAT = 5
 _STATE_NUMBERS = (
     "position", "rankings", "feedback", "first_feedback_at", "last_feedback_at", "answer_rate",
 )
 _SPREAD_NUMBERS = ("mean", "variance", "count", "seen")
 _TRUST_NUMBERS = ("tests",)
 _TRUST_ARRAYS = ("weights", "squares", "over_cold", "over_avoidance", "sharpness_evidence")
+_CHANGES_NUMBERS = ("misses", "claims")
 _COURSE_NUMBERS = ("seen", "stride", "tests")
 _FOLD_SETTINGS = (
     "half_life_seconds", "narrative_rate", "questions_per_document", "max_documents", "max_questions", "max_sessions",
@@ -110,6 +111,7 @@ def _pack_learner(
     for name in _TRUST_ARRAYS:
         arrays[f"{prefix}.{name}"] = getattr(learner.trust, name)
     arrays[f"{prefix}.slopes"] = learner.slopes.of(list(place))
+    arrays[f"{prefix}.changes"] = np.array(learner.changes.table(place), dtype=np.float64).reshape(-1, 4)
     arrays[f"{prefix}.course"] = learner.course.table()
     if learner.narrative is not None:
         arrays[f"{prefix}.narrative"] = learner.narrative
@@ -121,6 +123,7 @@ def _pack_learner(
         "sessions": list(learner.sessions),
         "spread": {name: getattr(learner.spread, name) for name in _SPREAD_NUMBERS},
         "trust": {name: getattr(learner.trust, name) for name in _TRUST_NUMBERS},
+        "changes": {name: getattr(learner.changes, name) for name in _CHANGES_NUMBERS},
         "course": {name: getattr(learner.course, name) for name in _COURSE_NUMBERS},
         "decision": learner.course.decision,
     }
@@ -141,6 +144,9 @@ def _restore_learner(
     for name in _TRUST_ARRAYS:
         setattr(learner.trust, name, arrays[f"{prefix}.{name}"])
     learner.slopes.restore(arrays[f"{prefix}.slopes"])
+    for name, value in packed["changes"].items():
+        setattr(learner.changes, name, value)
+    learner.changes.restore(arrays[f"{prefix}.changes"].tolist())
     for name, value in packed["course"].items():
         setattr(learner.course, name, value)
     learner.course.restore(arrays[f"{prefix}.course"])
