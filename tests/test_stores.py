@@ -24,7 +24,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from neuralcache_plugins import open_store
-from neuralcache_plugins.contracts import SIGNALS, Erasure, Snapshot, StoredVector, TelemetryStore
+from neuralcache_plugins.contracts import SIGNALS, AnswerBounds, Erasure, Removal, Snapshot, StoredVector
 from neuralcache_plugins.errors import (
     InvalidInputError,
     SchemaVersionError,
@@ -34,38 +34,43 @@ from neuralcache_plugins.errors import (
     StoreError,
     StoreFullError,
 )
-from neuralcache_plugins.stores import codec, mask, sqlite_connections
+from neuralcache_plugins.stores import codec, mask, sqlite_answers, sqlite_connections
 from neuralcache_plugins.stores.memory import MemoryStore
 from neuralcache_plugins.stores.sqlite import SqliteStore, quarantine
 from neuralcache_plugins.stores.sqlite_connections import translate
 from neuralcache_plugins.stores.sqlite_schema import MIGRATIONS
 from neuralcache_plugins.testing import (
+    AnswerStoreConformance,
+    CacheStore,
     StoreConformance,
     assert_same_event,
+    make_answer,
     make_feedback,
     make_ranking,
+    make_served,
     read_all,
 )
+from neuralcache_plugins.testing.answers import NO_BOUNDS, assert_same_answer
 
 posix_only = pytest.mark.skipif(os.name != "posix", reason="needs POSIX")
 forks = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
 
 
-class TestMemoryStore(StoreConformance):
+class TestMemoryStore(StoreConformance, AnswerStoreConformance):
     @pytest.fixture
     def store(self):
         with closing(open_store("memory://")) as store:
             yield store
 
 
-class TestSqliteMemory(StoreConformance):
+class TestSqliteMemory(StoreConformance, AnswerStoreConformance):
     @pytest.fixture
     def store(self):
         with closing(open_store("sqlite:///:memory:")) as store:
             yield store
 
 
-class TestSqliteFile(StoreConformance):
+class TestSqliteFile(StoreConformance, AnswerStoreConformance):
     @pytest.fixture
     def url(self, tmp_path):
         return f"sqlite:///{tmp_path / 'telemetry.db'}"
@@ -76,7 +81,7 @@ class TestSqliteFile(StoreConformance):
             yield store
 
     @pytest.fixture
-    def reopen(self, url) -> Callable[[], TelemetryStore]:
+    def reopen(self, url) -> Callable[[], CacheStore]:
         return lambda: open_store(url)
 
 
@@ -409,9 +414,8 @@ def test_numbers_that_are_not_finite_survive(store_kind):
 
 
 def old_and_new_migrations():
-    first = MIGRATIONS[0]
-    second = ("ALTER TABLE events ADD COLUMN note TEXT", "UPDATE events SET note = 'moved'")
-    return (first,), (first, second)
+    """Return the way to a file without a cache, and to today's."""
+    return MIGRATIONS[:1], MIGRATIONS[:2]
 
 
 def test_an_older_file_is_brought_forward(path):
@@ -420,11 +424,14 @@ def test_an_older_file_is_brought_forward(path):
     with closing(SqliteStore(path, migrations=old)) as store:
         store.append([make_feedback()])
         key = store.hash_key()
+        before = [entry.position for entry in store.read()]
     with closing(SqliteStore(path, migrations=new)) as store:
-        assert len(store.read()) == 2
+        assert [entry.position for entry in store.read()] == before
         assert store.health()["schema"] == 2
         assert store.hash_key() == key
-    assert sql(path, "SELECT DISTINCT note FROM events") == [("moved",)]
+    with closing(SqliteStore(path)) as store:
+        store.put_answers([make_answer()], bounds=NO_BOUNDS)
+    assert sql(path, "SELECT count(*) FROM answers") == [(1,)]
 
 
 def test_an_empty_file_is_a_store_to_be(path):
@@ -443,7 +450,7 @@ def test_a_migration_that_fails_leaves_the_old_file(path):
         SqliteStore(path, migrations=broken)
 
     assert sql(path, "PRAGMA user_version") == [(1,)]
-    assert "note" not in [row[1] for row in sql(path, "PRAGMA table_info(events)")]
+    assert sql(path, "SELECT * FROM sqlite_master WHERE name LIKE 'answer%'") == []
     SqliteStore(path, migrations=new).close()
 
 
@@ -677,6 +684,76 @@ def test_sqlite_and_memory_do_the_same(steps):
 
 def _known(store, event):
     return store.ranking(event.ranking_id, namespace=event.namespace) or event.ranking
+
+
+versions = st.sampled_from(["h1", "h2"])
+bindings = st.dictionaries(st.sampled_from("abc"), versions, max_size=2).map(lambda held: tuple(held.items()))
+answers = st.builds(
+    make_answer, st.sampled_from("pqrs"), namespace=names, scope=st.sampled_from("st"), created_at=times,
+    expires_at=st.none() | times, documents=bindings, cost=st.sampled_from([0.0, 0.5, 2.0]), text=st.text(max_size=3))
+puts = st.tuples(answers, st.integers(1, 4), st.none() | st.integers(0, 3))
+removals = st.builds(
+    Removal, names, scope=st.none() | st.sampled_from("st"), older_than=st.none() | times,
+    documents=st.none() | st.dictionaries(st.sampled_from("abc"), st.none() | versions, min_size=1, max_size=2))
+servings = st.builds(make_served, answers, st.sampled_from(["h1", "h2", "h3"]))
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.lists(puts | removals | servings | erasures, max_size=12))
+def test_sqlite_and_memory_keep_the_same_answers(steps):
+    """Whatever is put, removed, served and erased, both stores hold the same answers and events."""
+    keys = [(scope, question) for scope in "st" for question in "pqrs"]
+    with closing(MemoryStore()) as plain, closing(SqliteStore()) as store:
+        marks = [(0, 0)]
+        for step in steps:
+            one, other = (_do(each, step, [mark[side] for mark in marks]) for side, each in enumerate((plain, store)))
+            assert one == other
+            marks.append((plain.answers_mark(), store.answers_mark()))
+            for namespace in "xy":
+                expected, actual = (each.find_answers(namespace, keys).answers for each in (plain, store))
+                assert expected.keys() == actual.keys()
+                for key, answer in expected.items():
+                    assert_same_answer(answer, actual[key])
+        assert plain.read_answer_events() == store.read_answer_events()
+
+
+def _do(store, step, marks):
+    if isinstance(step, Removal):
+        return store.remove_answers(step)
+    if isinstance(step, Erasure):
+        return store.erase(step)
+    if isinstance(step, tuple):
+        answer, room, back = step
+        bounds = AnswerBounds(max_entries=room, max_bytes=1 << 30, expired_before=answer.created_at)
+        mark = None if back is None else marks[max(0, len(marks) - 1 - back)]
+        return store.put_answers([answer], bounds=bounds, mark=mark).stored
+    return store.record_answers([step])
+
+
+def test_a_look_at_answers_is_one_statement(store, statements):
+    """By key, by id, and for the mark alone: one query each, and nothing is written."""
+    store.put_answers([make_answer(f"q{number}") for number in range(5)], bounds=NO_BOUNDS)
+    keys = [("s", f"q{number}") for number in range(9)]
+    for look in (lambda: store.find_answers("default", keys), store.answers_mark,
+                 lambda: store.get_answers("default", ["a", "b"]), lambda: store.read_questions("default")):
+        statements.clear()
+        look()
+        assert len(statements) == 1
+        assert statements[0].startswith("SELECT")
+
+
+def test_answers_are_found_by_index(store):
+    """No look-up and no removal walks through all answers."""
+    plans = {
+        sqlite_answers._FIND: ("[]", "x"), sqlite_answers._GET: ("[]", "x"),
+        sqlite_answers._QUESTIONS: ("x", 0, 1),
+        "DELETE FROM answers WHERE " + " AND ".join(sqlite_answers._concerned(Removal("x", documents={"a": "h"}))[0]):
+            ("x", "[]"),
+    }
+    connection = store._connections.writer()
+    for query, values in plans.items():
+        plan = [row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {query}", values)]
+        assert not [step for step in plan if step.startswith("SCAN") and "VIRTUAL TABLE" not in step], plan
 
 
 @settings(max_examples=200, deadline=None)

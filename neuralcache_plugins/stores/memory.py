@@ -30,6 +30,7 @@ from neuralcache_plugins.contracts import (
 )
 from neuralcache_plugins.errors import StoreClosedError
 from neuralcache_plugins.stores import codec, erasure, forking
+from neuralcache_plugins.stores.memory_answers import AnswersInMemory
 
 _Array = TypeVar("_Array", npt.NDArray[np.float16], npt.NDArray[np.float32])
 
@@ -41,7 +42,7 @@ class _Cached:
     stored: StoredVector
 
 
-class MemoryStore:
+class MemoryStore(AnswersInMemory):
     """Keeps everything in lists and dictionaries, behind one lock."""
 
     def __init__(self) -> None:
@@ -57,6 +58,7 @@ class MemoryStore:
         self._snapshots: dict[tuple[str, str], Snapshot] = {}
         self._vectors: dict[tuple[str, str, str], _Cached] = {}
         self._vector_number = 0
+        self._start_answers()
         forking.watch(self)
 
     @property
@@ -148,8 +150,10 @@ class MemoryStore:
                 concerned.add(what.namespace)
             vectors = {key: cached for key, cached in self._vectors.items() if not _concerns_vector(what, key, cached)}
             snapshots = {key: kept for key, kept in self._snapshots.items() if key[0] not in concerned}
+            answers, answer_events = self._erase_answers(what)
             receipt = replace(receipt, vectors=len(self._vectors) - len(vectors),
-                              snapshots=len(self._snapshots) - len(snapshots))
+                              snapshots=len(self._snapshots) - len(snapshots), answers=answers,
+                              answer_events=answer_events)
             if receipt != Receipt():
                 self._log, self._vectors = log, vectors
                 self._start_epoch(snapshots)
@@ -166,14 +170,15 @@ class MemoryStore:
             rankings = sum(isinstance(entry.event, RankingServed) for entry in self._log)
             rows = {"rankings": rankings, "feedback": len(self._log) - rankings, "vectors": len(self._vectors),
                     "snapshots": len(self._snapshots)}
-            return {"kind": "memory", "place": self.url, "schema": None, "rows": rows, "bytes": None,
-                    "integrity": "ok"}
+            return {"kind": "memory", "place": self.url, "schema": None, "rows": rows,
+                    "answers": self._count_answers(), "bytes": None, "integrity": "ok"}
 
     def close(self) -> None:
         """Forget everything."""
         with self._lock:
             self._closed = True
             self._log, self._known, self._rankings, self._snapshots, self._vectors = [], {}, {}, {}, {}
+            self._start_answers()
 
     def __repr__(self) -> str:
         return f"MemoryStore({self.url!r})"

@@ -32,6 +32,7 @@ from neuralcache_plugins.contracts import (
 from neuralcache_plugins.errors import InvalidInputError, StoreError
 from neuralcache_plugins.stores import codec, erasure, sqlite_erasure
 from neuralcache_plugins.stores.codec import StoredRow
+from neuralcache_plugins.stores.sqlite_answers import AnswersInSqlite, count_answers
 from neuralcache_plugins.stores.sqlite_connections import Connections, Synchronous, not_unicode, translate
 from neuralcache_plugins.stores.sqlite_erasure import SELECT
 from neuralcache_plugins.stores.sqlite_schema import MIGRATIONS, Migration, add_to_meta, check_file, migrate, read_meta
@@ -53,7 +54,7 @@ _INSERT_ANSWER = (
 _NOBODYS_SIGN = (-1, -1, -1, -1)
 
 
-class SqliteStore:
+class SqliteStore(AnswersInSqlite):
     """Keeps everything in one SQLite file, or in one memory database (``path=":memory:"``).
 
     Writes take turns on one connection; reads run beside them. ``synchronous="normal"`` survives the death of the
@@ -246,7 +247,8 @@ class SqliteStore:
                 findings = [text for text in findings if text != "ok"] + [f"{damaged} events cannot be read"]
             return {
                 "kind": "sqlite", "place": self.url, "schema": _scalar(connection, "PRAGMA user_version"),
-                "rows": _count_rows(connection), "bytes": self._bytes(connection),
+                "rows": _count_rows(connection), "answers": count_answers(connection),
+                "bytes": self._bytes(connection),
                 "integrity": "ok" if findings == ["ok"] else "; ".join(findings),
                 "journal": _scalar(connection, "PRAGMA journal_mode"), "sqlite": sqlite3.sqlite_version,
             }

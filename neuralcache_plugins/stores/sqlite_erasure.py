@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from neuralcache_plugins.contracts import Erasure, Receipt
 from neuralcache_plugins.stores import codec, erasure
 from neuralcache_plugins.stores.codec import StoredRow
+from neuralcache_plugins.stores.sqlite_answers import erase_answers
 from neuralcache_plugins.stores.sqlite_schema import add_to_meta
 
 SELECT = f"SELECT position, {', '.join(codec.COLUMNS)} FROM events"
@@ -41,8 +42,9 @@ def erase(connection: sqlite3.Connection, what: Erasure) -> Receipt:
     receipt = _erase_events(connection, what, concerned)
     if what == Erasure(namespace=what.namespace) and what.namespace is not None:
         concerned.add(what.namespace)
+    answers, answer_events = erase_answers(connection, what)
     receipt = replace(receipt, vectors=_erase_vectors(connection, what),
-                      snapshots=_erase_snapshots(connection, concerned))
+                      snapshots=_erase_snapshots(connection, concerned), answers=answers, answer_events=answer_events)
     if receipt != Receipt():
         # snapshots of namespaces that lost nothing stay valid and move along
         add_to_meta(connection, "epoch", 1)

@@ -105,7 +105,84 @@ _VIEWS = (
     FROM events e, json_each(e.body, '$.rewards') r WHERE e.kind = 'feedback'""",
 )
 
-MIGRATIONS: tuple[Migration, ...] = ((*_TABLES, *_VIEWS),)
+_COUNTED = "UPDATE meta SET value = value + {} WHERE name = '{}'"
+
+_ANSWERS = (
+    """CREATE TABLE answers (
+        number INTEGER PRIMARY KEY AUTOINCREMENT,
+        namespace TEXT NOT NULL,
+        scope TEXT NOT NULL,
+        question_key TEXT NOT NULL,
+        entry_id TEXT NOT NULL,
+        created_at REAL NOT NULL,
+        expires_at REAL,
+        bytes INTEGER NOT NULL,
+        hits INTEGER NOT NULL,
+        cost REAL NOT NULL,
+        seconds REAL NOT NULL
+    )""",
+    "CREATE UNIQUE INDEX answers_by_question ON answers (namespace, scope, question_key)",
+    "CREATE UNIQUE INDEX answers_by_entry ON answers (entry_id, namespace)",
+    "CREATE INDEX answers_by_number ON answers (namespace, number)",
+    "CREATE INDEX answers_by_end ON answers (expires_at) WHERE expires_at IS NOT NULL",
+    # apart from the narrow rows above, which are sorted when room must be made
+    """CREATE TABLE answer_bodies (
+        number INTEGER PRIMARY KEY,
+        question BLOB NOT NULL,
+        kind TEXT NOT NULL,
+        payload BLOB NOT NULL,
+        encoder TEXT NOT NULL,
+        vector BLOB,
+        documents TEXT NOT NULL
+    )""",
+    """CREATE TABLE answer_documents (
+        document_id TEXT NOT NULL,
+        number INTEGER NOT NULL,
+        version TEXT NOT NULL,
+        PRIMARY KEY (document_id, number, version)
+    ) WITHOUT ROWID""",
+    "CREATE INDEX answer_documents_by_answer ON answer_documents (number)",
+    # what was removed last of each document, scope and namespace: who began before must not put it back
+    """CREATE TABLE answer_barriers (
+        namespace TEXT NOT NULL,
+        kind TEXT NOT NULL CHECK (kind IN ('document', 'scope', 'all')),
+        name TEXT NOT NULL,
+        version TEXT,
+        mark INTEGER NOT NULL,
+        PRIMARY KEY (namespace, kind, name)
+    ) WITHOUT ROWID""",
+    # apart from the events of rankings: who follows those need not read past every hit of the cache
+    """CREATE TABLE answer_events (
+        position INTEGER PRIMARY KEY AUTOINCREMENT,
+        kind TEXT NOT NULL CHECK (kind IN ('cached', 'served', 'judged')),
+        namespace TEXT NOT NULL,
+        at REAL NOT NULL,
+        event_id TEXT NOT NULL,
+        entry_id TEXT NOT NULL,
+        scope TEXT NOT NULL,
+        body TEXT NOT NULL
+    )""",
+    "CREATE UNIQUE INDEX answer_events_by_id ON answer_events (event_id, kind, namespace)",
+    "CREATE INDEX answer_events_by_entry ON answer_events (entry_id, namespace)",
+    "CREATE INDEX answer_events_by_kind ON answer_events (namespace, kind, position)",
+    "CREATE TABLE leases (name TEXT PRIMARY KEY, owner TEXT NOT NULL, expires_at REAL NOT NULL, failure TEXT) "
+    "WITHOUT ROWID",
+    "INSERT INTO meta VALUES ('answers', 0), ('answer_bytes', 0), ('answer_changes', 0), ('answers_erased', 0)",
+    f"""CREATE TRIGGER answer_added AFTER INSERT ON answers BEGIN
+        {_COUNTED.format(1, "answers")};
+        {_COUNTED.format("new.bytes", "answer_bytes")};
+        {_COUNTED.format(1, "answer_changes")};
+    END""",
+    f"""CREATE TRIGGER answer_removed AFTER DELETE ON answers BEGIN
+        DELETE FROM answer_bodies WHERE number = old.number;
+        DELETE FROM answer_documents WHERE number = old.number;
+        {_COUNTED.format(-1, "answers")};
+        {_COUNTED.format("-old.bytes", "answer_bytes")};
+        {_COUNTED.format(1, "answer_changes")};
+    END""",
+)
+
+MIGRATIONS: tuple[Migration, ...] = ((*_TABLES, *_VIEWS), _ANSWERS)
 """``MIGRATIONS[n]`` leads from schema version ``n`` to ``n + 1``. Never edited once released, only added to."""
 
 
