@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _HOME = {
+    "CacheHit": "semantic_cache",
+    "CacheSettings": "settings",
+    "ComputationError": "errors",
     "DimensionMismatchError": "errors",
     "EncoderError": "errors",
     "InvalidInputError": "errors",
@@ -20,6 +23,7 @@ _HOME = {
     "RerankSettings": "settings",
     "Reranker": "reranker",
     "SchemaVersionError": "errors",
+    "SemanticCache": "semantic_cache",
     "StoreBusyError": "errors",
     "ErasedMeanwhileError": "errors",
     "StoreClosedError": "errors",
@@ -28,11 +32,15 @@ _HOME = {
     "StoreFullError": "errors",
     "StoreSettings": "settings",
     "UnknownDocumentError": "errors",
+    "UnknownHitError": "errors",
     "UnknownRankingError": "errors",
     "open_store": "stores",
 }
 
 __all__ = [
+    "CacheHit",
+    "CacheSettings",
+    "ComputationError",
     "DimensionMismatchError",
     "EncoderError",
     "ErasedMeanwhileError",
@@ -43,6 +51,7 @@ __all__ = [
     "RerankSettings",
     "Reranker",
     "SchemaVersionError",
+    "SemanticCache",
     "StoreBusyError",
     "StoreClosedError",
     "StoreCorruptError",
@@ -50,6 +59,7 @@ __all__ = [
     "StoreFullError",
     "StoreSettings",
     "UnknownDocumentError",
+    "UnknownHitError",
     "UnknownRankingError",
     "open_store",
 ]
@@ -57,6 +67,7 @@ __all__ = [
 if TYPE_CHECKING:
     from neuralcache_plugins.contracts import Ranking
     from neuralcache_plugins.errors import (
+        ComputationError,
         DimensionMismatchError,
         EncoderError,
         ErasedMeanwhileError,
@@ -70,10 +81,12 @@ if TYPE_CHECKING:
         StoreError,
         StoreFullError,
         UnknownDocumentError,
+        UnknownHitError,
         UnknownRankingError,
     )
     from neuralcache_plugins.reranker import Reranker
-    from neuralcache_plugins.settings import RerankSettings, StoreSettings
+    from neuralcache_plugins.semantic_cache import CacheHit, SemanticCache
+    from neuralcache_plugins.settings import CacheSettings, RerankSettings, StoreSettings
     from neuralcache_plugins.stores import open_store
 
 

@@ -540,11 +540,12 @@ class FoundAnswers:
 
 @dataclass(frozen=True, slots=True)
 class StoredAnswers:
-    """What ``put_answers`` did: whether each was stored, and the marks right before and after."""
+    """What ``put_answers`` did: whether each was stored, the marks right before and after, how many others went."""
 
     stored: tuple[bool, ...]
     before: int
     mark: int
+    evicted: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,8 @@
     │   └── DimensionMismatchError               a vector has another width than expected
     ├── UnknownRankingError (LookupError)        feedback names a ranking that the store does not hold
     ├── UnknownDocumentError (LookupError)       feedback names a document that was not shown
+    ├── UnknownHitError (LookupError)            a report names a hit that the store does not hold
+    ├── ComputationError (RuntimeError)          another process failed to compute the answer that one waited for
     ├── EncoderError (RuntimeError)              the encoder raised, or returned something unusable
     ├── MissingExtraError (ImportError)          an optional package is not installed
     └── StoreError (RuntimeError)                the telemetry store could not do its work
@@ -46,6 +48,14 @@ class UnknownRankingError(NeuralCacheError, LookupError):
 
 class UnknownDocumentError(NeuralCacheError, LookupError):
     """The document was not among those shown in this ranking."""
+
+
+class UnknownHitError(NeuralCacheError, LookupError):
+    """No such hit in this store and namespace."""
+
+
+class ComputationError(NeuralCacheError, RuntimeError):
+    """Another process was computing the same answer and failed; the message names its exception's type."""
 
 
 class EncoderError(NeuralCacheError, RuntimeError):

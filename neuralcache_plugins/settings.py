@@ -66,6 +66,31 @@ class RerankSettings(BaseSettings):
     seed: int = Field(0, ge=0, description="seed of exploration")
 
 
+class CacheSettings(BaseSettings):
+    """How long and how much the cache keeps, and what it may reuse (``NEURALCACHE_CACHE_*``)."""
+
+    model_config = _config("NEURALCACHE_CACHE_")
+
+    ttl_seconds: float | None = Field(
+        7 * 86400.0, gt=0, description="how long an answer may be served, from when it was put; None: for ever"
+    )
+    negative_ttl_seconds: float = Field(
+        60.0, ge=0, description="the same for None and empty answers, so that a new document is found soon; 0: not kept"
+    )
+    stale_seconds: float = Field(
+        0.0, ge=0, description="how long an expired answer may still be served while a fresh one is computed"
+    )
+    max_entries: int = Field(100_000, ge=1, description="answers kept in the store; the least worthy goes")
+    max_bytes: int = Field(1 << 30, ge=1, description="bytes of answers kept in the store; the least worthy goes")
+    answers_in_memory: int = Field(10_000, ge=0, description="answers kept in this process's memory as well")
+    lease_seconds: float = Field(
+        60.0, gt=0, description="how long other processes wait for one that computes the same answer"
+    )
+    cost_per_answer: float = Field(
+        0.0, ge=0, description="what computing an answer costs, in any unit; stats() tells what was saved"
+    )
+
+
 class StoreSettings(BaseSettings):
     """Where telemetry goes and what it holds (``NEURALCACHE_STORE_*``)."""
 
@@ -117,7 +142,7 @@ def unknown_variables() -> dict[str, str | None]:
 
     Pydantic overlooks them, so a slip of the pen would go unnoticed.
     """
-    kinds = (RerankSettings, StoreSettings)
+    kinds = (RerankSettings, CacheSettings, StoreSettings)
     known = [f"{kind.model_config.get('env_prefix', '')}{name.upper()}" for kind in kinds for name in kind.model_fields]
     given = map(str.upper, os.environ)  # noqa: TID251  # this is settings.py
     names = sorted(name for name in given if name.startswith("NEURALCACHE_"))

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, islice
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 
@@ -68,7 +68,7 @@ class Recorder:
         self._buffer = _Buffer(buffer_rankings, recent_rankings)
         self._shelf = _Shelf()
         self._writer = _Writer(store, self._buffer, self._shelf, on_written)
-        self._thread = _FlushThread(self, self._writer, flush_interval_seconds)
+        self._thread = FlushThread(self, self._writer, flush_interval_seconds)
         self._at_exit = partial(_flush_at_exit, weakref.ref(self._writer))
         self._closed = False
         atexit.register(self._at_exit)
@@ -382,10 +382,17 @@ class _Writer:
         self._failing = True
 
 
-class _FlushThread:
-    """Writes pending rankings every interval, for as long as the recorder lives."""
+class Writes(Protocol):
+    """Something with events that wait to be written."""
 
-    def __init__(self, recorder: Recorder, writer: _Writer, interval_seconds: float) -> None:
+    def write_pending(self) -> None:
+        """Write them all; ``StoreError``, counted and logged, if that fails."""
+
+
+class FlushThread:
+    """Writes what is pending every interval, for as long as the recorder lives."""
+
+    def __init__(self, recorder: object, writer: Writes, interval_seconds: float) -> None:
         self.running = False
         self._recorder = weakref.ref(recorder)
         self._writer = writer
@@ -394,10 +401,12 @@ class _FlushThread:
         self._thread: threading.Thread | None = None
         self._starting = threading.Lock()
 
-    def anew(self, recorder: Recorder) -> _FlushThread:
-        return _FlushThread(recorder, self._writer, self._interval_seconds)
+    def anew(self, recorder: object) -> FlushThread:
+        """Return a thread of the same kind, not started: for a forked child."""
+        return FlushThread(recorder, self._writer, self._interval_seconds)
 
     def start(self) -> None:
+        """Start, unless it runs."""
         with self._starting:
             if self.running:
                 return
@@ -409,6 +418,7 @@ class _FlushThread:
                 self.running = False  # the interpreter is ending: what is pending is written at exit
 
     def stop(self) -> None:
+        """Let it end, and wait for it."""
         self._stop.set()
         if self._thread is not None and self._thread.is_alive() and self._thread is not threading.current_thread():
             self._thread.join()

@@ -15,12 +15,12 @@ from typing import Any, NamedTuple
 import pytest
 from pydantic import SecretStr, ValidationError
 
-from neuralcache_plugins import Reranker, RerankSettings, StoreSettings
+from neuralcache_plugins import CacheSettings, Reranker, RerankSettings, SemanticCache, StoreSettings
 from neuralcache_plugins import settings as settings_module
 from neuralcache_plugins.errors import StoreBusyError
 from neuralcache_plugins.reranker import texts as texts_module
 from neuralcache_plugins.stores.memory import MemoryStore
-from neuralcache_plugins.testing import FakeClock, HashingEncoder
+from neuralcache_plugins.testing import FailingStore, FakeClock, HashingEncoder
 
 TEXTS = [
     "Cards are delivered within five working days",
@@ -127,6 +127,69 @@ def whether_it_explores_like_seed_0(settings: RerankSettings) -> bool:
             return [reranker.rerank(QUESTION, TEXTS).positions.tolist() for _ in range(5)]
 
     return orders(settings.seed) == orders(0)
+
+
+# the cache
+
+
+def answered_after(settings: CacheSettings, seconds: float, answer: Any = "so") -> bool:
+    clock = FakeClock()
+    with cache_with(settings, clock=clock) as cache:
+        cache.put("how?", answer, scope="s")
+        clock.advance(seconds)
+        return cache.lookup("how?", scope="s") is not None
+
+
+def whether_a_day_old_answer_is_served(settings: CacheSettings) -> bool:
+    return answered_after(settings, DAY)
+
+
+def whether_no_answer_is_still_known_after_a_minute(settings: CacheSettings) -> bool:
+    return answered_after(settings, 60.0, None)
+
+
+def answer_a_moment_after_it_expired(settings: CacheSettings) -> str:
+    clock = FakeClock()
+    with cache_with(settings, clock=clock) as cache:
+        cache.put("how?", "old", scope="s", ttl=10)
+        clock.advance(11)
+        return str(cache.get_or_compute("how?", lambda: "new", scope="s"))
+
+
+def answers_left_of_five(settings: CacheSettings) -> int:
+    with cache_with(settings) as cache:
+        for number in range(5):
+            cache.put(f"q{number}", "x" * 1000, scope="s")
+        return sum(hit is not None for hit in cache.lookup_many([f"q{number}" for number in range(5)], scope="s"))
+
+
+def readings_of_two_answers_asked_twice(settings: CacheSettings) -> int:
+    store = FailingStore(MemoryStore())
+    with cache_with(settings, store=store) as cache:
+        for number in (0, 1):
+            cache.put(f"q{number}", "so", scope="s")
+        for number in (0, 1, 0, 1):
+            cache.lookup(f"q{number}", scope="s")
+        return store.calls.count("find_answers")
+
+
+def seconds_until_a_lease_runs_out(settings: CacheSettings) -> float:
+    store, clock, leases = MemoryStore(), FakeClock(), []
+    with cache_with(settings, store=store, clock=clock) as cache:
+        cache.get_or_compute("how?", lambda: leases.extend(store._leases.values()), scope="s")
+    return leases[0].expires_at - clock.now
+
+
+def cost_saved_by_one_hit(settings: CacheSettings) -> float:
+    with cache_with(settings) as cache:
+        cache.put("how?", "so", scope="s")
+        cache.lookup("how?", scope="s")
+        return cache.stats().cost_saved
+
+
+def cache_with(settings: CacheSettings, **options: Any) -> SemanticCache:
+    return SemanticCache(HashingEncoder(), settings=settings,
+                         **{"store": "memory://", "clock": FakeClock(), **options})
 
 
 # the optional scorer
@@ -345,6 +408,16 @@ RERANK = {
     "texts_in_memory": Effect(texts_whose_words_are_counted_in_two_calls, 6, 2, 10, 0, LEAST_1),
     "seed": Effect(whether_it_explores_like_seed_0, True, 1, False, -1, LEAST_0),
 }
+CACHE = {
+    "ttl_seconds": Effect(whether_a_day_old_answer_is_served, True, DAY / 2, False, 0.0, ABOVE_0),
+    "negative_ttl_seconds": Effect(whether_no_answer_is_still_known_after_a_minute, False, 90.0, True, -1.0, LEAST_0),
+    "stale_seconds": Effect(answer_a_moment_after_it_expired, "new", 5.0, "old", -1.0, LEAST_0),
+    "max_entries": Effect(answers_left_of_five, 5, 2, 2, 0, LEAST_1),
+    "max_bytes": Effect(answers_left_of_five, 5, 4_000, 3, 0, LEAST_1),
+    "answers_in_memory": Effect(readings_of_two_answers_asked_twice, 0, 1, 4, -1, LEAST_0),
+    "lease_seconds": Effect(seconds_until_a_lease_runs_out, 60.0, 5.0, 5.0, 0.0, ABOVE_0),
+    "cost_per_answer": Effect(cost_saved_by_one_hit, 0.0, 0.25, 0.25, -1.0, LEAST_0),
+}
 STORE = {
     "url": Effect(file_in_use, "data/telemetry.db", "sqlite:///{folder}/own.db", "changed/own.db", 7, "a valid string"),
     "store_text": Effect(texts_in_the_log, (None, None), True, ("my question", "my document"), "x", "valid boolean"),
@@ -359,13 +432,14 @@ STORE = {
 }
 FIELDS = [
     *(pytest.param(RerankSettings, name, effect, id=name) for name, effect in RERANK.items()),
+    *(pytest.param(CacheSettings, name, effect, id=name) for name, effect in CACHE.items()),
     *(pytest.param(StoreSettings, name, effect, id=name) for name, effect in STORE.items()),
 ]
 every_field = pytest.mark.parametrize(("kind", "name", "effect"), FIELDS)
-Kind = type[RerankSettings] | type[StoreSettings]
+Kind = type[RerankSettings] | type[CacheSettings] | type[StoreSettings]
 
 
-@pytest.mark.parametrize(("kind", "table"), [(RerankSettings, RERANK), (StoreSettings, STORE)])
+@pytest.mark.parametrize(("kind", "table"), [(RerankSettings, RERANK), (CacheSettings, CACHE), (StoreSettings, STORE)])
 def test_every_setting_is_in_the_table(kind: Kind, table: dict[str, Effect]) -> None:
     """A new field needs an entry that shows what it does, and the entry of a field that went must go."""
     assert sorted(table) == sorted(kind.model_fields)
@@ -374,8 +448,8 @@ def test_every_setting_is_in_the_table(kind: Kind, table: dict[str, Effect]) -> 
 
 @every_field
 def test_a_setting_changes_what_is_seen(kind: Kind, name: str, effect: Effect, tmp_path: Path) -> None:
-    def seen(label: str, settings: RerankSettings | StoreSettings) -> Any:
-        folder = [] if isinstance(settings, RerankSettings) else [tmp_path / label]
+    def seen(label: str, settings: RerankSettings | CacheSettings | StoreSettings) -> Any:
+        folder = [tmp_path / label] if isinstance(settings, StoreSettings) else []
         for place in folder:
             place.mkdir()
         return effect.look(settings, *folder)
@@ -425,7 +499,7 @@ def test_a_setting_cannot_be_changed_in_place(kind: Kind, name: str, effect: Eff
     assert settings == kind()
 
 
-@pytest.mark.parametrize("kind", [RerankSettings, StoreSettings])
+@pytest.mark.parametrize("kind", [RerankSettings, CacheSettings, StoreSettings])
 def test_an_unknown_name_is_refused(kind: Kind) -> None:
     with pytest.raises(ValidationError, match=r"diversty\n  Extra inputs are not permitted"):
         kind(diversty=0.3)
@@ -467,6 +541,6 @@ def value_of(effect: Effect, folder: Path) -> Any:
     return effect.value.format(folder=folder) if isinstance(effect.value, str) else effect.value
 
 
-def plain(settings: RerankSettings | StoreSettings, name: str) -> Any:
+def plain(settings: RerankSettings | CacheSettings | StoreSettings, name: str) -> Any:
     value = getattr(settings, name)
     return value.get_secret_value() if isinstance(value, SecretStr) else value

@@ -726,7 +726,8 @@ def _do(store, step, marks):
         answer, room, back = step
         bounds = AnswerBounds(max_entries=room, max_bytes=1 << 30, expired_before=answer.created_at)
         mark = None if back is None else marks[max(0, len(marks) - 1 - back)]
-        return store.put_answers([answer], bounds=bounds, mark=mark).stored
+        done = store.put_answers([answer], bounds=bounds, mark=mark)
+        return done.stored, done.evicted
     return store.record_answers([step])
 
 

@@ -16,7 +16,14 @@ from neuralcache_plugins.cli.verbs import StoreUrl
 from neuralcache_plugins.contracts import TelemetryStore
 from neuralcache_plugins.encoders import LocalEncoder
 from neuralcache_plugins.errors import MissingExtraError, StoreCorruptError, StoreError
-from neuralcache_plugins.settings import RerankSettings, StoreSettings, from_environment, origins, unknown_variables
+from neuralcache_plugins.settings import (
+    CacheSettings,
+    RerankSettings,
+    StoreSettings,
+    from_environment,
+    origins,
+    unknown_variables,
+)
 from neuralcache_plugins.stores import mask
 
 PACKAGES = (
@@ -63,7 +70,8 @@ def _version(package: str) -> str:
 def _show_settings(console: Console) -> None:
     table = Table("setting", "value", "from", box=box.SIMPLE_HEAD)
     table.columns[0].no_wrap = True
-    for settings in (from_environment(RerankSettings), from_environment(StoreSettings)):
+    for kind in (RerankSettings, CacheSettings, StoreSettings):
+        settings = from_environment(kind)
         prefix = settings.model_config.get("env_prefix", "")
         for name, origin in origins(settings).items():
             value = getattr(settings, name)

@@ -45,8 +45,9 @@ class AnswersInMemory:
         with self._open():
             before = self._mark
             stored = tuple([self._put(answer, bounds, mark) for answer in answers])
-            self._make_room([answer for answer, done in zip(answers, stored, strict=True) if done], bounds)
-            return StoredAnswers(stored, before, self._mark)
+            kept = [answer for answer, done in zip(answers, stored, strict=True) if done]
+            evicted = self._make_room(kept, bounds)
+            return StoredAnswers(stored, before, self._mark, evicted)
 
     def find_answers(self, namespace: str, keys: Sequence[AnswerKey]) -> FoundAnswers:
         """Return the answers under these keys."""
@@ -190,21 +191,23 @@ class AnswersInMemory:
         places = (self._barriers.get((answer.namespace, *place)) for place in (("all", ""), ("scope", answer.scope)))
         return self._erased_mark > mark or any(barrier is not None and barrier.mark > mark for barrier in places)
 
-    def _make_room(self, fresh: Sequence[CachedAnswer], bounds: AnswerBounds) -> None:
+    def _make_room(self, fresh: Sequence[CachedAnswer], bounds: AnswerBounds) -> int:
         if not fresh or not self._is_full(bounds):
-            return
+            return 0
+        before = len(self._answers)
         self._remove(lambda answer: answer.expires_at is not None and answer.expires_at <= bounds.expired_before)
         if not self._is_full(bounds):
-            return
+            return before - len(self._answers)
         entries = len(self._answers) - (bounds.max_entries - bounds.max_entries // ROOM)
         size = self._answer_bytes - (bounds.max_bytes - bounds.max_bytes // ROOM)
         now, young = max(answer.created_at for answer in fresh), {answer.entry_id for answer in fresh}
         worst = sorted(self._answers, key=lambda number: _rank(self._answers[number], number, now, young))
         for number in worst:
             if entries <= 0 and size <= 0:
-                return
+                break
             entries, size = entries - 1, size - self._answers[number].size
             self._drop(number)
+        return before - len(self._answers)
 
     def _is_full(self, bounds: AnswerBounds) -> bool:
         return len(self._answers) > bounds.max_entries or self._answer_bytes > bounds.max_bytes

@@ -71,8 +71,8 @@ class AnswersInSqlite:
                 before = read_meta(connection, "answer_changes")
                 stored = tuple([_put(connection, answer, bounds, mark) for answer in answers])
                 kept = [answer for answer, done in zip(answers, stored, strict=True) if done]
-                _make_room(connection, kept, bounds)
-                return StoredAnswers(stored, before, read_meta(connection, "answer_changes"))
+                evicted = _make_room(connection, kept, bounds)
+                return StoredAnswers(stored, before, read_meta(connection, "answer_changes"), evicted)
 
     def find_answers(self, namespace: str, keys: Sequence[AnswerKey]) -> FoundAnswers:
         """Return the answers under these keys."""
@@ -240,12 +240,12 @@ def _is_barred(connection: sqlite3.Connection, answer: CachedAnswer, documents: 
             or connection.execute(_PLACE_BARRED, values).fetchone() is not None)
 
 
-def _make_room(connection: sqlite3.Connection, fresh: Sequence[CachedAnswer], bounds: AnswerBounds) -> None:
+def _make_room(connection: sqlite3.Connection, fresh: Sequence[CachedAnswer], bounds: AnswerBounds) -> int:
     if not fresh or not _is_full(connection, bounds):
-        return
-    connection.execute("DELETE FROM answers WHERE expires_at <= ?", (bounds.expired_before,))
+        return 0
+    expired = connection.execute("DELETE FROM answers WHERE expires_at <= ?", (bounds.expired_before,)).rowcount
     if not _is_full(connection, bounds):
-        return
+        return expired
     # some room more than needed: sorting all of them is what takes long
     entries = read_meta(connection, "answers") - (bounds.max_entries - bounds.max_entries // ROOM)
     size = read_meta(connection, "answer_bytes") - (bounds.max_bytes - bounds.max_bytes // ROOM)
@@ -261,6 +261,7 @@ def _make_room(connection: sqlite3.Connection, fresh: Sequence[CachedAnswer], bo
         going.append((number,))
         entries, size = entries - 1, size - taken
     connection.executemany("DELETE FROM answers WHERE number = ?", going)
+    return expired + len(going)
 
 
 def _is_full(connection: sqlite3.Connection, bounds: AnswerBounds) -> bool:

@@ -1,0 +1,104 @@
+"""The nearest cached questions of a scope: an exact matrix product over vectors that are caught up with the store.
+
+The index is a hint. Whatever it finds is read from the store before it is served, so an entry that went does no harm.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from neuralcache_plugins.contracts import AnswerStore, CachedQuestion, Matrix, Vector
+
+NEIGHBOURS = 8
+"""How many of the nearest are looked at."""
+
+_BATCH = 5_000
+
+
+@dataclass(frozen=True, slots=True)
+class Near:
+    """A cached question and its cosine to the one asked."""
+
+    cached: CachedQuestion
+    similarity: float
+
+
+class NearestQuestions:
+    """The questions of one namespace by scope and encoder. About 4 d bytes for each."""
+
+    def __init__(self, store: AnswerStore, namespace: str, *, most: int) -> None:
+        self._store = store
+        self._namespace = namespace
+        self._most = most
+        self._restart()
+
+    def find(self, vector: Vector, *, scope: str, encoder: str, count: int = NEIGHBOURS) -> list[Near]:
+        """Return the nearest questions, nearest first. One look at the mark; O(entries of the scope * d)."""
+        with self._lock:
+            self._catch_up()
+            shelf = self._shelves.get((scope, encoder))
+            return [] if shelf is None else shelf.nearest(vector, count)
+
+    def forget(self, gone: Collection[str]) -> None:
+        """Leave out entries that the store no longer has."""
+        with self._lock:
+            for shelf in self._shelves.values():
+                shelf.drop(gone)
+
+    def restart_after_fork(self) -> None:
+        """Begin anew in a forked child."""
+        self._restart()
+
+    def _restart(self) -> None:
+        self._lock = threading.Lock()
+        self._mark = -1
+        self._last = 0
+        self._rows = 0
+        self._shelves: dict[tuple[str, str], _Shelf] = {}
+
+    def _catch_up(self) -> None:
+        mark = self._store.answers_mark()
+        if mark == self._mark:
+            return
+        if self._rows > 2 * self._most:
+            self._last, self._rows, self._shelves = 0, 0, {}  # mostly entries that went
+        while found := self._store.read_questions(self._namespace, after=self._last, limit=_BATCH):
+            for cached in found:
+                self._shelves.setdefault((cached.scope, cached.encoder), _Shelf()).add(cached)
+            self._last = found[-1].number
+            self._rows += len(found)
+        self._mark = mark
+
+
+@dataclass(slots=True)
+class _Shelf:
+    """Rows of one scope and encoder; ``rows`` has room for more than there are."""
+
+    cached: list[CachedQuestion] = field(default_factory=list)
+    rows: Matrix = field(default_factory=lambda: np.zeros((0, 0), np.float32))
+
+    def add(self, cached: CachedQuestion) -> None:
+        count = len(self.cached)
+        if count == len(self.rows):
+            grown = np.zeros((max(16, 2 * count), len(cached.vector)), np.float32)
+            if count:
+                grown[:count] = self.rows[:count]
+            self.rows = grown
+        self.rows[count] = cached.vector
+        self.cached.append(cached)
+
+    def drop(self, gone: Collection[str]) -> None:
+        kept = [at for at, cached in enumerate(self.cached) if cached.entry_id not in gone]
+        if len(kept) < len(self.cached):
+            self.rows, self.cached = self.rows[kept], [self.cached[at] for at in kept]
+
+    def nearest(self, vector: Vector, count: int) -> list[Near]:
+        similarity = self.rows[: len(self.cached)] @ vector
+        best: Sequence[int] = range(len(self.cached))
+        if len(self.cached) > count:
+            best = np.argpartition(-similarity, count)[:count].tolist()
+        return [Near(self.cached[at], float(similarity[at])) for at in sorted(best, key=lambda at: -similarity[at])]
