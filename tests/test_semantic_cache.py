@@ -33,7 +33,7 @@ from neuralcache_plugins.errors import (
     StoreError,
     UnknownHitError,
 )
-from neuralcache_plugins.semantic_cache import semantic
+from neuralcache_plugins.semantic_cache import Sourced, semantic
 from neuralcache_plugins.semantic_cache.judges import Judge, embedding_agreement, exact, normalised_text
 from neuralcache_plugins.semantic_cache.keys import canonical
 from neuralcache_plugins.semantic_cache.semantic import Proposal
@@ -398,6 +398,17 @@ def test_a_put_after_a_look_comes_too_late_as_well(cache: SemanticCache) -> None
 
     assert cache.put("how?", "old", scope=SCOPE, documents=documents) is None
     assert cache.put("how?", "new", scope=SCOPE, documents=documents) is not None
+
+
+def test_a_computation_may_tell_what_it_came_from(cache: SemanticCache) -> None:
+    """The documents are found on the way: the answer is bound to them all the same."""
+    def compute() -> Sourced:
+        return Sourced("so", [("a", "1")])
+
+    assert cache.get_or_compute("how?", compute, scope=SCOPE) == "so"
+    assert cache.lookup("how?", scope=SCOPE)
+    assert cache.lookup("how?", scope=SCOPE, documents=[("a", "2")]) is None
+    assert cache.invalidate(documents=["a"]) == 1
 
 
 def test_who_asks_after_the_change_does_not_get_what_was_begun_before(cache: SemanticCache) -> None:

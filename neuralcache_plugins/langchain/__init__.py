@@ -1,4 +1,4 @@
-"""LangChain: a document compressor that learns, and a retriever around it."""
+"""LangChain: a document compressor that learns, a retriever around it, and caches for models and chains."""
 
 from __future__ import annotations
 
@@ -11,7 +11,16 @@ except ImportError as error:
         raise
     raise MissingExtraError("langchain-core", extra="langchain") from error
 
+from neuralcache_plugins.langchain.cached import CachedRunnable, cached, document_versions
 from neuralcache_plugins.langchain.compressor import NeuralCacheCompressor
+from neuralcache_plugins.langchain.llm_cache import NeuralCacheLLMCache
 from neuralcache_plugins.langchain.retriever import NeuralCacheRetriever
 
-__all__ = ["NeuralCacheCompressor", "NeuralCacheRetriever"]
+__all__ = [
+    "CachedRunnable",
+    "NeuralCacheCompressor",
+    "NeuralCacheLLMCache",
+    "NeuralCacheRetriever",
+    "cached",
+    "document_versions",
+]

@@ -9,6 +9,7 @@ import time
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Coroutine, Iterable, Sequence
+from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 from typing import Any, Literal
@@ -53,13 +54,13 @@ from neuralcache_plugins.semantic_cache.keys import Asked, Documents, Keys, Scop
 from neuralcache_plugins.semantic_cache.leases import Leases
 from neuralcache_plugins.semantic_cache.looking import Look, LookStage
 from neuralcache_plugins.semantic_cache.recording import AnswerRecorder
-from neuralcache_plugins.semantic_cache.results import CacheHit, CacheStats, Explanation
+from neuralcache_plugins.semantic_cache.results import CacheHit, CacheStats, Explanation, Sourced
 from neuralcache_plugins.semantic_cache.semantic import Proposal, SemanticTier
 from neuralcache_plugins.semantic_cache.threads import Threads
 from neuralcache_plugins.settings import CacheSettings, StoreSettings, from_environment
 from neuralcache_plugins.stores import open_store
 
-__all__ = ["CacheHit", "CacheStats", "Explanation", "Judge", "SemanticCache"]
+__all__ = ["CacheHit", "CacheStats", "Explanation", "Judge", "SemanticCache", "Sourced"]
 
 _PATIENCE_SECONDS = 5.0
 _MARKS = 4096
@@ -181,6 +182,7 @@ class SemanticCache:
                        judge: Callable[[Any, Any], bool] | None = None, ttl: float | timedelta | None = None) -> Any:
         """Return the cached answer, or compute it once for all who ask the same meanwhile, in any thread or process.
 
+        A ``compute`` that finds the documents itself returns ``Sourced(answer, documents)`` to bind the answer to them.
         A failed computation is raised to all who waited for it (in other processes as ``ComputationError``) and nothing
         is kept. ``judge(cached, fresh) -> bool`` compares answers where the semantic tier asks for it. A store that
         fails costs hits, never the answer.
@@ -440,12 +442,15 @@ class SemanticCache:
     def _keep(self, first: Look, judge: Judge, ttl: float | timedelta | None, look: Look, answer: Any,
               seconds: float) -> Kept:
         """Keep what was computed. ``first`` is the look that missed, ``look`` the one right before the computation."""
+        asked = look.asked
+        if isinstance(answer, Sourced):
+            asked, answer = replace(asked, documents=checked_documents(answer.documents)), answer.value
         outcome = outcome_of(answer)
         self._compare(first, judge, answer)
         if look.mark is None:
             return Kept(outcome, outcome)
         try:
-            _, late = self._put(look.asked, answer, mark=look.mark, ttl=ttl, cost=None, seconds=seconds)
+            _, late = self._put(asked, answer, mark=look.mark, ttl=ttl, cost=None, seconds=seconds)
         except StoreError as error:
             self._counts.without("store", error)
             late = False
@@ -476,7 +481,8 @@ class SemanticCache:
 
     def _audit(self, look: Look, hit: CacheHit, judge: Judge, keep: Keep, fresh: Any, seconds: float) -> None:
         if look.answer is not None:
-            self._judge(look.answer, look.proposal, judge, fresh, source="audit", hit_id=hit.hit_id)
+            told = fresh.value if isinstance(fresh, Sourced) else fresh
+            self._judge(look.answer, look.proposal, judge, told, source="audit", hit_id=hit.hit_id)
         keep(look, fresh, seconds)
 
     # what is done after the answer was given

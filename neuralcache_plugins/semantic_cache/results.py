@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from neuralcache_plugins.semantic_cache.keys import Documents
 from neuralcache_plugins.telemetry import RecorderStats
 
 
@@ -21,6 +22,14 @@ class CacheHit:
     value: Any
     question: str
     score: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Sourced:
+    """What a computation may return when it is it that finds the documents: the answer, and what it came from."""
+
+    value: Any
+    documents: Documents
 
 
 @dataclass(frozen=True, slots=True)
