@@ -256,6 +256,17 @@ def test_a_stream_that_breaks_off_is_not_kept(answers: SemanticCache) -> None:
     assert chain.invoke({"question": "how?"}).content == "second"
 
 
+def test_a_stream_of_a_document_that_changed_meanwhile_is_not_kept(answers: SemanticCache) -> None:
+    runnable = cached(RunnableLambda(chain := Chain()), answers, scope="help")
+    stream = runnable.stream({"question": "how?"})
+    next(stream)
+    answers.invalidate(documents=["a"])
+    list(stream)
+
+    runnable.invoke({"question": "how?"})
+    assert chain.calls == 2
+
+
 def test_messages_are_split_at_the_last_human_turn(answers: SemanticCache) -> None:
     calls = []
     runnable = cached(RunnableLambda(lambda messages: str(len(calls.append(messages) or calls))), answers, scope="s")

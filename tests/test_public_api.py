@@ -36,7 +36,7 @@ def test_a_public_name_resolves_to_its_home(name: str) -> None:
     assert getattr(neuralcache_plugins, name) is getattr(home, name)
 
 
-@pytest.mark.parametrize("module", ["langchain", "llamaindex", "stores", "testing"])
+@pytest.mark.parametrize("module", ["langchain", "llamaindex", "semantic_cache", "stores", "testing"])
 def test_the_public_names_of_a_subpackage_resolve(module: str) -> None:
     found = import_module(f"neuralcache_plugins.{module}")
 
@@ -80,6 +80,7 @@ def test_asking_for_the_reranker_loads_no_framework_and_no_driver() -> None:
     base = {"numpy", "pydantic_settings", "platformdirs", "dotenv", *PYDANTIC}
 
     assert loaded_by("from neuralcache_plugins import Reranker, open_store") <= base
+    assert loaded_by("from neuralcache_plugins import SemanticCache, open_store") <= base
 
 
 @pytest.mark.parametrize(
@@ -99,6 +100,8 @@ def test_an_adapter_loads_no_other_framework(module: str, other: set[str]) -> No
         ("DimensionMismatchError", ValueError),
         ("UnknownRankingError", LookupError),
         ("UnknownDocumentError", LookupError),
+        ("UnknownHitError", LookupError),
+        ("ComputationError", RuntimeError),
         ("EncoderError", RuntimeError),
         ("MissingExtraError", ImportError),
         ("StoreError", RuntimeError),

@@ -616,6 +616,10 @@ def test_what_is_erased_is_gone_from_the_bytes(tmp_path, path, what):
             store.append([make_feedback(ranking, feedback_id=f"f{number}", rewards=((secret, 1.0),))])
         store.put_vectors("secret-namespace", "e", [StoredVector("k", np.ones(8, np.float16), secret)], at=1.0,
                           max_rows=10)
+        answers = [make_answer(f"q{number}", namespace="secret-namespace", documents=((secret, "h"),), text=secret)
+                   for number in range(60)]
+        store.put_answers(answers, bounds=NO_BOUNDS)
+        store.remove_answers(Removal("secret-namespace", documents={secret: "h"}))
         epoch = store.head().epoch
         store.save_snapshot("secret-namespace", "fold", Snapshot(epoch, 1, secret.encode() * 1000))
         assert secret.encode() in bytes_of_open(tmp_path)

@@ -122,14 +122,14 @@ class CachedRunnable(Runnable[Any, Any]):
         if hit is not None:
             yield from _chunks(hit.value)
             return
-        chunks = []
+        chunks, since = [], self.cache.moment()
         for chunk in self.runnable.stream(input, _child(config, run_manager), **kwargs):
             chunks.append(chunk)
             yield chunk
         sourced = _sourced(chunks, place, streamed=True)
         if sourced is not None:
             with _tolerating():
-                self.cache.put(question, **_arguments(sourced, place))
+                self.cache.put(question, since=since, **_arguments(sourced, place))
 
     async def _astream(self, inputs: AsyncIterator[Any], run_manager: AsyncCallbackManagerForChainRun,
                        config: RunnableConfig, **kwargs: Any) -> AsyncIterator[Any]:
@@ -140,14 +140,14 @@ class CachedRunnable(Runnable[Any, Any]):
                 for chunk in _chunks(hit.value):
                     yield chunk
                 return
-            chunks = []
+            chunks, since = [], self.cache.moment()
             async for chunk in self.runnable.astream(input, _child(config, run_manager), **kwargs):
                 chunks.append(chunk)
                 yield chunk
             sourced = _sourced(chunks, place, streamed=True)
             if sourced is not None:
                 with _tolerating():
-                    await self.cache.aput(question, **_arguments(sourced, place))
+                    await self.cache.aput(question, since=since, **_arguments(sourced, place))
 
     def _place(self, input: Any, config: RunnableConfig, kwargs: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
         """Return the question, and scope and documents as the cache takes them."""

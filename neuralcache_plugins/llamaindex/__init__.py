@@ -1,4 +1,4 @@
-"""NeuralCache inside LlamaIndex: a node postprocessor that learns which nodes help which questions."""
+"""NeuralCache inside LlamaIndex: a node postprocessor that learns, and caches of answers and embeddings."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ except ImportError as error:
         raise
     raise MissingExtraError("llama-index-core", extra="llamaindex") from error
 
+from neuralcache_plugins.llamaindex.embedding import NeuralCacheEmbedding
 from neuralcache_plugins.llamaindex.postprocessor import NeuralCachePostprocessor
+from neuralcache_plugins.llamaindex.query_engine import NeuralCacheQueryEngine
+from neuralcache_plugins.llamaindex.responses import node_versions
 
-__all__ = ["NeuralCachePostprocessor"]
+__all__ = ["NeuralCacheEmbedding", "NeuralCachePostprocessor", "NeuralCacheQueryEngine", "node_versions"]

@@ -20,6 +20,7 @@ import numpy.typing as npt
 from neuralcache_plugins.contracts import (
     AnswerBounds,
     AnswerJudged,
+    AnswerKey,
     AnswerServed,
     AnswerStore,
     CachedAnswer,
@@ -129,7 +130,7 @@ class SemanticCache:
         self._computing = ComputeStage(self._keys, self._looks, self._leases, self._counts, self._threads, clock)
         self._lock = threading.Lock()
         self._coins = np.random.default_rng(seed)
-        self._marks: OrderedDict[Asked, int] = OrderedDict()
+        self._marks: OrderedDict[AnswerKey, int] = OrderedDict()
         self._jobs: set[threading.Thread] = set()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._closed = False
@@ -160,21 +161,27 @@ class SemanticCache:
         """Look several questions of one scope up with one query."""
         self._check_open()
         asked = [self._keys.asked(question, scope, documents) for question in questions]
-        return [self._hit(look) for look in self._look(asked)]
+        looks = self._look(asked)
+        for look in looks:
+            self._remember_mark(look)
+        return [self._hit(look) for look in looks]
 
     def put(self, question: str, answer: Any, *, scope: Scope, documents: Documents = (),
-            ttl: float | timedelta | None = None, cost: float | None = None, seconds: float = 0.0) -> str | None:
+            ttl: float | timedelta | None = None, cost: float | None = None, seconds: float = 0.0,
+            since: int | None = None) -> str | None:
         """Keep an answer, durably when this returns, and return its entry's id.
 
-        None if it is not kept: one of its documents was invalidated since this object last looked the question up, or
-        is known to have another version, or the answer alone is larger than ``max_bytes``. ``ttl`` in seconds beats the
-        settings. ``cost`` and ``seconds`` are what computing it took.
+        None if it is not kept: one of its documents, its scope or the namespace was invalidated since ``since`` (a
+        ``moment()``; without it, since this object looked the question up in vain), or a document is known to have
+        another version, or the answer alone is larger than ``max_bytes``. ``ttl`` in seconds beats the settings.
+        ``cost`` and ``seconds`` are what computing it took.
         Raises ``InvalidInputError`` for what cannot be an answer, ``StoreError`` when it cannot be stored.
         """
         self._check_open()
         asked = self._keys.asked(question, scope, documents)
         with self._lock:
-            mark = self._marks.pop(asked, None)
+            looked = self._marks.pop(asked.key, None)
+        mark = looked if since is None else since
         entry_id, _ = self._put(asked, answer, mark=mark, ttl=ttl, cost=cost, seconds=seconds)
         return entry_id
 
@@ -182,7 +189,7 @@ class SemanticCache:
                        judge: Callable[[Any, Any], bool] | None = None, ttl: float | timedelta | None = None) -> Any:
         """Return the cached answer, or compute it once for all who ask the same meanwhile, in any thread or process.
 
-        A ``compute`` that finds the documents itself returns ``Sourced(answer, documents)`` to bind the answer to them.
+        A ``compute`` that finds the documents itself returns ``Sourced(answer, documents)``, which binds the answer.
         A failed computation is raised to all who waited for it (in other processes as ``ComputationError``) and nothing
         is kept. ``judge(cached, fresh) -> bool`` compares answers where the semantic tier asks for it. A store that
         fails costs hits, never the answer.
@@ -203,6 +210,15 @@ class SemanticCache:
             outcome = self._computing.run(asked, compute, keep)
             if not outcome.again:
                 return outcome.value()
+
+    def moment(self) -> int | None:
+        """Return a moment for ``put(since=...)``: take it before the answer is begun. None if the store fails."""
+        self._check_open()
+        try:
+            return self._store.answers_mark()
+        except StoreError as error:
+            self._counts.without("store", error)
+            return None
 
     def report(self, hit_id: str, correct: bool) -> None:
         """Say whether a served answer was right; a wrong one is removed for good. Durable when this returns.
@@ -261,11 +277,11 @@ class SemanticCache:
         return await self._threads.quickly(self.lookup_many, questions, scope=scope, documents=documents)
 
     async def aput(self, question: str, answer: Any, *, scope: Scope, documents: Documents = (),
-                   ttl: float | timedelta | None = None, cost: float | None = None,
-                   seconds: float = 0.0) -> str | None:
+                   ttl: float | timedelta | None = None, cost: float | None = None, seconds: float = 0.0,
+                   since: int | None = None) -> str | None:
         """Do what ``put`` does."""
         return await self._threads.quickly(self.put, question, answer, scope=scope, documents=documents, ttl=ttl,
-                                           cost=cost, seconds=seconds)
+                                           cost=cost, seconds=seconds, since=since)
 
     async def aget_or_compute(self, question: str, compute: AnyCompute, *, scope: Scope, documents: Documents = (),
                               judge: Callable[[Any, Any], bool] | None = None,
@@ -374,10 +390,9 @@ class SemanticCache:
         return self._looks.everywhere(asked, now=self._clock(), coins=coins)
 
     def _hit(self, look: Look) -> CacheHit | None:
-        """Return the hit to hand out, counted and noted; a miss is counted, and its moment remembered."""
+        """Return the hit to hand out, counted and noted; a miss is counted."""
         if look.answer is None:
             self._counts.miss(look.reason)
-            self._remember_mark(look)
             return None
         return self._served(look, look.answer, "semantic" if look.is_semantic else "exact")
 
@@ -392,11 +407,11 @@ class SemanticCache:
 
     def _remember_mark(self, look: Look) -> None:
         """Remember when a question was found missing: a put on the strength of that must not come too late."""
-        if look.mark is None:
+        if look.mark is None or look.answer is not None:
             return
         with self._lock:
-            self._marks[look.asked] = look.mark
-            self._marks.move_to_end(look.asked)
+            # the earlier look counts: nobody knows which of them the put will be for
+            self._marks.setdefault(look.asked.key, look.mark)
             while len(self._marks) > _MARKS:
                 self._marks.popitem(last=False)
 

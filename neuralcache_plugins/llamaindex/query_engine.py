@@ -1,0 +1,172 @@
+"""Any query engine behind the cache of answers."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+from llama_index.core.base.base_query_engine import BaseQueryEngine
+from llama_index.core.base.response.schema import (
+    RESPONSE_TYPE,
+    AsyncStreamingResponse,
+    Response,
+    StreamingResponse,
+)
+from llama_index.core.prompts.mixin import PromptMixinType
+from llama_index.core.schema import NodeWithScore, QueryBundle
+from llama_index.core.types import TokenAsyncGen, TokenGen
+
+from neuralcache_plugins.errors import StoreClosedError, StoreError
+from neuralcache_plugins.llamaindex.responses import nodes_of, to_value
+from neuralcache_plugins.semantic_cache import SemanticCache, Sourced
+from neuralcache_plugins.semantic_cache.keys import Scope
+
+_LOG = logging.getLogger(__name__)
+
+
+class NeuralCacheQueryEngine(BaseQueryEngine):
+    """Asks ``query_engine`` only for what ``cache`` cannot answer. The cache stays its owner's to close.
+
+    ::
+
+        engine = NeuralCacheQueryEngine(index.as_query_engine(), cache, scope={"index": "help", "version": 7})
+        engine.query("How do I reset my password?")
+
+    ``scope`` names what has to be equal beside the question: the index, the model, the prompts' version. Without it the
+    answers are this object's alone, because nothing tells one engine from another across processes. The prompts of
+    the engine, custom embedding strings and pictures of a query always have to be equal.
+
+    An answer is bound to its source nodes and the documents they are from (``node_versions``), and comes back with
+    them. Streamed answers are replayed token by token; a stream that is not read to its end is not kept. Structured
+    (pydantic) responses are passed on and not kept.
+    """
+
+    def __init__(self, query_engine: BaseQueryEngine, cache: SemanticCache, *, scope: Scope | None = None) -> None:
+        super().__init__(callback_manager=query_engine.callback_manager)
+        self.query_engine = query_engine
+        self.cache = cache
+        self._own_scope = {"object": os.urandom(16).hex()} if scope is None else scope
+
+    def retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
+        """Retrieve, uncached."""
+        return self.query_engine.retrieve(query_bundle)
+
+    def synthesize(self, query_bundle: QueryBundle, nodes: list[NodeWithScore],
+                   additional_source_nodes: Sequence[NodeWithScore] | None = None) -> RESPONSE_TYPE:
+        """Synthesize, uncached."""
+        return self.query_engine.synthesize(query_bundle, nodes, additional_source_nodes)
+
+    async def asynthesize(self, query_bundle: QueryBundle, nodes: list[NodeWithScore],
+                          additional_source_nodes: Sequence[NodeWithScore] | None = None) -> RESPONSE_TYPE:
+        """Synthesize, uncached."""
+        return await self.query_engine.asynthesize(query_bundle, nodes, additional_source_nodes)
+
+    def _query(self, query_bundle: QueryBundle) -> RESPONSE_TYPE:
+        scope = self._scope(query_bundle)
+
+        def compute() -> Sourced:
+            since = self.cache.moment()
+            return _kept(self.query_engine.query(query_bundle), since)
+
+        try:
+            value = self.cache.get_or_compute(query_bundle.query_str, compute, scope=scope)
+        except _Passed as passed:
+            since, response = passed.take() or (self.cache.moment(), self.query_engine.query(query_bundle))
+            if isinstance(response, StreamingResponse):
+                response.response_gen = self._recorded(response, response.response_gen, query_bundle.query_str,
+                                                       scope=scope, since=since)
+            return response
+        if value["tokens"] is None:
+            return Response(value["text"], nodes_of(value), value["metadata"])
+        return StreamingResponse((token for token in value["tokens"]), nodes_of(value), value["metadata"])
+
+    async def _aquery(self, query_bundle: QueryBundle) -> RESPONSE_TYPE:
+        scope = self._scope(query_bundle)
+
+        async def compute() -> Sourced:
+            since = self.cache.moment()
+            return _kept(await self.query_engine.aquery(query_bundle), since)
+
+        try:
+            value = await self.cache.aget_or_compute(query_bundle.query_str, compute, scope=scope)
+        except _Passed as passed:
+            since, response = passed.take() or (self.cache.moment(), await self.query_engine.aquery(query_bundle))
+            if isinstance(response, AsyncStreamingResponse):
+                response.response_gen = self._arecorded(response, response.response_gen, query_bundle.query_str,
+                                                        scope=scope, since=since)
+            return response
+        if value["tokens"] is None:
+            return Response(value["text"], nodes_of(value), value["metadata"])
+        return AsyncStreamingResponse(_replayed(value["tokens"]), nodes_of(value), value["metadata"])
+
+    def _get_prompt_modules(self) -> PromptMixinType:
+        return {"query_engine": self.query_engine}
+
+    def _scope(self, query: QueryBundle) -> dict[str, Any]:
+        prompts = {name: str(prompt) for name, prompt in self.query_engine.get_prompts().items()}
+        return {
+            "kind": "llamaindex query engine", "scope": self._own_scope, "prompts": prompts,
+            "custom_embedding_strs": query.custom_embedding_strs, "image": query.image_path,
+        }
+
+    def _recorded(self, response: StreamingResponse, stream: TokenGen, question: str, *, scope: Scope,
+                  since: int | None) -> TokenGen:
+        tokens = []
+        for token in stream:
+            tokens.append(token)
+            yield token
+        sourced = to_value(response, "".join(tokens), tokens)
+        if sourced is not None:
+            try:
+                self.cache.put(question, sourced.value, scope=scope, documents=sourced.documents, since=since)
+            except StoreError as error:
+                _not_kept(error)
+
+    async def _arecorded(self, response: AsyncStreamingResponse, stream: TokenAsyncGen, question: str, *,
+                         scope: Scope, since: int | None) -> TokenAsyncGen:
+        tokens = []
+        async for token in stream:
+            tokens.append(token)
+            yield token
+        sourced = to_value(response, "".join(tokens), tokens)
+        if sourced is not None:
+            try:
+                await self.cache.aput(question, sourced.value, scope=scope, documents=sourced.documents, since=since)
+            except StoreError as error:
+                _not_kept(error)
+
+
+class _Passed(Exception):
+    """Carries a response that cannot be cached as it is past the cache; a stream can be read by one caller only."""
+
+    def __init__(self, response: RESPONSE_TYPE, since: int | None) -> None:
+        super().__init__("this response is passed on")
+        self._lock = threading.Lock()
+        self._response: tuple[int | None, RESPONSE_TYPE] | None = (since, response)
+
+    def take(self) -> tuple[int | None, RESPONSE_TYPE] | None:
+        """Return the response, and the moment when it was begun, to the first who asks."""
+        with self._lock:
+            response, self._response = self._response, None
+            return response
+
+
+def _kept(response: RESPONSE_TYPE, since: int | None) -> Sourced:
+    sourced = to_value(response, response.response) if isinstance(response, Response) else None
+    if sourced is None:
+        raise _Passed(response, since)
+    return sourced
+
+
+async def _replayed(tokens: Sequence[str]) -> TokenAsyncGen:
+    for token in tokens:
+        yield token
+
+
+def _not_kept(error: StoreError) -> None:
+    if isinstance(error, StoreClosedError):
+        raise error
+    _LOG.warning("an answer could not be cached: %s", error)
