@@ -21,7 +21,7 @@ from neuralcache_plugins.errors import InvalidInputError, StoreClosedError, Stor
 from neuralcache_plugins.langchain.prompts import last_human_text
 from neuralcache_plugins.langchain.serialisation import from_text, to_text
 from neuralcache_plugins.semantic_cache import SemanticCache, Sourced
-from neuralcache_plugins.semantic_cache.keys import Documents, Scope
+from neuralcache_plugins.semantic_cache.keys import Documents, Scope, checked_documents
 
 _LOG = logging.getLogger(__name__)
 
@@ -157,7 +157,10 @@ class CachedRunnable(Runnable[Any, Any]):
                                  "arguments": _fingerprint(dict(kwargs))}
         if not (callable(self._question) and callable(self._scope)):
             place["rest"] = _fingerprint(rest)
-        return question, {"scope": place, "documents": () if self._documents is None else self._documents(input)}
+        return question, {"scope": place, "documents": self._known_documents(input)}
+
+    def _known_documents(self, input: Any) -> tuple[tuple[str, str], ...]:
+        return () if self._documents is None else checked_documents(self._documents(input))
 
     def _split(self, input: Any) -> tuple[str, Any]:
         if callable(self._question):

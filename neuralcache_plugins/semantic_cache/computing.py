@@ -117,22 +117,32 @@ class ComputeStage:
                     return found
                 if self._leases.is_over(name, held):
                     break
-        with self._leases.released(name, owner):
-            return self._elsewhere(asked) or self._compute(asked, compute, keep)
+        try:
+            kept = self._elsewhere(asked) or self._compute(asked, compute, keep)
+        except BaseException as error:
+            self._leases.release(name, owner, error)
+            raise
+        self._leases.release(name, owner)
+        return kept
 
     async def _acompute_leased(self, name: str, asked: Asked, compute: AnyCompute, keep: Keep) -> Kept:
         owner, waiting = self._leases.owner(), waits()
-        while held := await self._threads.quickly(self._leases.acquire, name, owner):
-            while True:
-                await apause(next(waiting))
-                if (found := await self._threads.quickly(self._elsewhere, asked)) is not None:
-                    return found
-                if await self._threads.quickly(self._leases.is_over, name, held):
-                    break
-        # released in this thread: what cancels the task must not leave the lease behind
-        with self._leases.released(name, owner):
+        try:
+            while held := await self._threads.quickly(self._leases.acquire, name, owner):
+                while True:
+                    await apause(next(waiting))
+                    if (found := await self._threads.quickly(self._elsewhere, asked)) is not None:
+                        return found
+                    if await self._threads.quickly(self._leases.is_over, name, held):
+                        break
             found = await self._threads.quickly(self._elsewhere, asked)
-            return found or await self._acompute(asked, compute, keep)
+            kept = found or await self._acompute(asked, compute, keep)
+        except BaseException as error:
+            # in this thread: who is cancelled awaits nothing any more, and must not leave the lease behind
+            self._leases.release(name, owner, error)
+            raise
+        await self._threads.quickly(self._leases.release, name, owner)
+        return kept
 
     def _elsewhere(self, asked: Asked) -> Kept | None:
         """Return what somebody else has put meanwhile."""

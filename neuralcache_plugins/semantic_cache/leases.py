@@ -6,7 +6,6 @@ import asyncio
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from itertools import count
 
 from neuralcache_plugins.contracts import AnswerStore, Lease
@@ -52,21 +51,10 @@ class Leases:
             raise ComputationError(f"another process failed to compute this answer: {lease.failure}")
         return lease is None or lease.owner != held.owner or lease.expires_at <= self._clock()
 
-    @contextmanager
-    def released(self, name: str, owner: str) -> Iterator[None]:
-        """Release the lease at the end, with the type of the exception that ended it."""
-        try:
-            yield
-        except Exception as error:
-            # the type alone: messages may quote the question
-            self._release(name, owner, type(error).__name__)
-            raise
-        except BaseException:
-            self._release(name, owner, None)  # cancelled: whoever waits may try for himself
-            raise
-        self._release(name, owner, None)
-
-    def _release(self, name: str, owner: str, failure: str | None) -> None:
+    def release(self, name: str, owner: str, error: BaseException | None = None) -> None:
+        """Give the lease up, if it is the owner's; those who wait in other processes learn the type of the error."""
+        # the type alone: messages may quote the question; who was cancelled did not fail, others may try
+        failure = type(error).__name__ if isinstance(error, Exception) else None
         try:
             self._store.release_lease(name, owner, failure=failure, now=self._clock())
         except StoreError as error:
