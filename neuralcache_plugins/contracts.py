@@ -5,6 +5,7 @@ Arrays are numpy throughout: vectors are float32 and of unit length unless a nam
 
 from __future__ import annotations
 
+import hashlib
 import html
 import math
 from collections.abc import Hashable, Iterable, Mapping, Sequence
@@ -508,6 +509,11 @@ class CachedAnswer:
         return self.scope, self.question_key
 
     @property
+    def digest(self) -> str:
+        """A hash of kind and payload: equal answers have equal ones."""
+        return hashlib.blake2b(self.payload, digest_size=12, person=self.kind.encode()).hexdigest()
+
+    @property
     def size(self) -> int:
         """About how many bytes it takes."""
         documents = sum(len(name) + len(version) for name, version in self.documents)
@@ -517,7 +523,10 @@ class CachedAnswer:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CachedQuestion:
-    """What is needed of an answer to find it by its question. ``number`` rises from one stored answer to the next."""
+    """What is needed of an answer to find it by its question. ``number`` rises from one stored answer to the next.
+
+    ``answer`` is the ``CachedAnswer.digest``.
+    """
 
     number: int
     entry_id: str
@@ -528,6 +537,7 @@ class CachedQuestion:
     documents: tuple[DocumentVersion, ...]
     created_at: float
     expires_at: float | None
+    answer: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -67,10 +67,21 @@ class RerankSettings(BaseSettings):
 
 
 class CacheSettings(BaseSettings):
-    """How long and how much the cache keeps, and what it may reuse (``NEURALCACHE_CACHE_*``)."""
+    """What an answer from the cache must promise, and how long and how much is kept (``NEURALCACHE_CACHE_*``)."""
 
     model_config = _config("NEURALCACHE_CACHE_")
 
+    max_error: float = Field(
+        0.02, ge=0.001, le=0.5, description="largest share of wrong answers among those reused for similar questions"
+    )
+    confidence: float = Field(0.95, ge=0.5, lt=1, description="how sure that must be before anything is reused")
+    audit_rate: float = Field(
+        0.1, gt=0, le=1, description="share of reused answers that are compared with a fresh one; finds drift"
+    )
+    judge_error: float = Field(
+        0.0, ge=0, le=0.9, description="share of wrong answers that your judge takes for right; tightens the bound"
+    )
+    semantic: bool = Field(True, description="False answers exact repeats only, and embeds nothing")
     ttl_seconds: float | None = Field(
         7 * 86400.0, gt=0, description="how long an answer may be served, from when it was put; None: for ever"
     )

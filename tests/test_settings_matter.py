@@ -12,6 +12,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 from pydantic import SecretStr, ValidationError
 
@@ -19,6 +20,9 @@ from neuralcache_plugins import CacheSettings, Reranker, RerankSettings, Semanti
 from neuralcache_plugins import settings as settings_module
 from neuralcache_plugins.errors import StoreBusyError
 from neuralcache_plugins.reranker import texts as texts_module
+from neuralcache_plugins.semantic_cache.features import FEATURES, Neighbour
+from neuralcache_plugins.semantic_cache.parsing import parse
+from neuralcache_plugins.semantic_cache.policy import Label, Policy
 from neuralcache_plugins.stores.memory import MemoryStore
 from neuralcache_plugins.testing import FailingStore, FakeClock, HashingEncoder
 
@@ -142,6 +146,13 @@ def answered_after(settings: CacheSettings, seconds: float, answer: Any = "so") 
 
 def whether_a_day_old_answer_is_served(settings: CacheSettings) -> bool:
     return answered_after(settings, DAY)
+
+
+def whether_a_miss_is_compared(settings: CacheSettings) -> bool:
+    with cache_with(settings) as cache:
+        cache.put("how do I reset my password", "so", scope="s")
+        cache.get_or_compute("how can I reset my password", lambda: "so", scope="s")
+        return cache.stats().judged == 1
 
 
 def whether_no_answer_is_still_known_after_a_minute(settings: CacheSettings) -> bool:
@@ -381,6 +392,29 @@ def vectors_in_the_store(settings: StoreSettings, _: Path) -> int:
         return int(reranker.store.health()["rows"]["vectors"])
 
 
+# what an answer from the cache must promise
+
+
+def labels_until_the_cache_may_serve(settings: CacheSettings) -> int:
+    """Teach a policy with pairs that are right exactly when they look it; count hundreds of labels until it serves."""
+    policy = Policy(settings)
+    looks = np.zeros((2, len(FEATURES)), dtype=np.float32)
+    looks[1] = 1.0
+    for seen in range(1, 3_000):
+        policy.learn(Label(looks[seen % 2], right=bool(seen % 2), served=False, coin=0.0, rate=1.0, at=0.0))
+        if policy.tests.live:
+            return seen // 100
+    return 0
+
+
+def whether_every_answer_is_audited(settings: CacheSettings) -> bool:
+    policy = Policy(settings)
+    policy.tests.certify(1)
+    policy.cuts[:] = -100.0
+    near = [Neighbour(0, 0.9, parse("how do I reset my password"), "a", created_at=1.0)]
+    return all(policy.decide(parse("reset password"), near, now=2.0, coin=coin).audit for coin in (0.05, 0.5, 0.95))
+
+
 LEAST_0 = "Input should be greater than or equal to 0"
 LEAST_1 = "Input should be greater than or equal to 1"
 ABOVE_0 = "Input should be greater than 0"
@@ -409,11 +443,16 @@ RERANK = {
     "seed": Effect(whether_it_explores_like_seed_0, True, 1, False, -1, LEAST_0),
 }
 CACHE = {
+    "max_error": Effect(labels_until_the_cache_may_serve, 7, 0.05, 3, 0.0, "greater than or equal to 0.001"),
+    "confidence": Effect(labels_until_the_cache_may_serve, 7, 0.8, 5, 1.0, "less than 1"),
+    "audit_rate": Effect(whether_every_answer_is_audited, False, 1.0, True, 0.0, ABOVE_0),
+    "judge_error": Effect(labels_until_the_cache_may_serve, 7, 0.5, 14, -0.1, LEAST_0),
+    "semantic": Effect(whether_a_miss_is_compared, True, False, False, "perhaps", "should be a valid boolean"),
     "ttl_seconds": Effect(whether_a_day_old_answer_is_served, True, DAY / 2, False, 0.0, ABOVE_0),
     "negative_ttl_seconds": Effect(whether_no_answer_is_still_known_after_a_minute, False, 90.0, True, -1.0, LEAST_0),
     "stale_seconds": Effect(answer_a_moment_after_it_expired, "new", 5.0, "old", -1.0, LEAST_0),
     "max_entries": Effect(answers_left_of_five, 5, 2, 2, 0, LEAST_1),
-    "max_bytes": Effect(answers_left_of_five, 5, 4_000, 3, 0, LEAST_1),
+    "max_bytes": Effect(answers_left_of_five, 5, 4_000, 2, 0, LEAST_1),
     "answers_in_memory": Effect(readings_of_two_answers_asked_twice, 0, 1, 4, -1, LEAST_0),
     "lease_seconds": Effect(seconds_until_a_lease_runs_out, 60.0, 5.0, 5.0, 0.0, ABOVE_0),
     "cost_per_answer": Effect(cost_saved_by_one_hit, 0.0, 0.25, 0.25, -1.0, LEAST_0),

@@ -54,9 +54,10 @@ from neuralcache_plugins.semantic_cache.judges import Judge, as_judge
 from neuralcache_plugins.semantic_cache.keys import Asked, Documents, Keys, Scope, checked_documents, checked_namespace
 from neuralcache_plugins.semantic_cache.leases import Leases
 from neuralcache_plugins.semantic_cache.looking import Look, LookStage
+from neuralcache_plugins.semantic_cache.proposals import Proposal
 from neuralcache_plugins.semantic_cache.recording import AnswerRecorder
 from neuralcache_plugins.semantic_cache.results import CacheHit, CacheStats, Explanation, Sourced
-from neuralcache_plugins.semantic_cache.semantic import Proposal, SemanticTier
+from neuralcache_plugins.semantic_cache.semantic import SemanticTier
 from neuralcache_plugins.semantic_cache.threads import Threads
 from neuralcache_plugins.settings import CacheSettings, StoreSettings, from_environment
 from neuralcache_plugins.stores import open_store
@@ -123,7 +124,7 @@ class SemanticCache:
                                 on_disk=0, keep=lambda *_: None)
         self._exact = ExactTier(self._store, namespace, in_memory=self._settings.answers_in_memory)
         self._semantic = SemanticTier(self._store, namespace, encoders=encoders, settings=self._settings,
-                                      epoch=lambda: opened.head().epoch)
+                                      snapshots=opened)
         self._looks = LookStage(self._exact, self._semantic, self._counts, stale_seconds=self._settings.stale_seconds)
         self._leases = Leases(self._store, self._counts, clock, seconds=self._settings.lease_seconds)
         self._threads = Threads()
@@ -371,8 +372,11 @@ class SemanticCache:
         self._recorder.close()
         self._closed = True
         self._threads.close()
-        if self._owns_store:
-            self._close_store()
+        try:
+            self._semantic.save_snapshot()
+        finally:
+            if self._owns_store:
+                self._close_store()
 
     def __enter__(self) -> SemanticCache:
         return self
@@ -493,6 +497,8 @@ class SemanticCache:
             propensity=proposal.propensity, hit_id=hit_id,
         ))
         self._counts.add("judged")
+        if self._semantic.snapshot_due():
+            self._later(self._semantic.save_snapshot)
 
     def _audit(self, look: Look, hit: CacheHit, judge: Judge, keep: Keep, fresh: Any, seconds: float) -> None:
         if look.answer is not None:

@@ -10,7 +10,8 @@ from neuralcache_plugins.errors import EncoderError, MissingExtraError, StoreClo
 from neuralcache_plugins.semantic_cache.counts import Counts
 from neuralcache_plugins.semantic_cache.exact import ExactTier
 from neuralcache_plugins.semantic_cache.keys import Asked
-from neuralcache_plugins.semantic_cache.semantic import Found, Proposal, SemanticTier
+from neuralcache_plugins.semantic_cache.proposals import Proposal
+from neuralcache_plugins.semantic_cache.semantic import Found, SemanticTier
 
 UNKNOWN = "never asked"
 EXPIRED = "expired"
@@ -65,12 +66,15 @@ class LookStage:
         return [self._judge(each, found.answers.get(each.key), found.mark, now) for each in asked]
 
     def everywhere(self, asked: Sequence[Asked], *, now: float, coins: Sequence[float]) -> list[Look]:
-        """Look in both tiers."""
+        """Look in both tiers: what the exact one does not have is looked up in the semantic one, all at once."""
         looks = self.exactly(asked, now=now)
-        if not self._semantic.active:
-            return looks
-        return [look if look.answer is not None or look.mark is None else self._semantically(look, now, coin)
-                for look, coin in zip(looks, coins, strict=True)]
+        unanswered = [place for place, look in enumerate(looks) if look.answer is None and look.mark is not None]
+        if self._semantic.active and unanswered:
+            tossed = [coins[place] for place in unanswered]
+            found = self._semantically([looks[place] for place in unanswered], now, tossed)
+            for place, look in zip(unanswered, found, strict=True):
+                looks[place] = look
+        return looks
 
     def _judge(self, asked: Asked, answer: CachedAnswer | None, mark: int, now: float) -> Look:
         if answer is None:
@@ -83,14 +87,20 @@ class LookStage:
         stale = answer if now < answer.expires_at + self._stale_seconds else None
         return Look(asked, stale=stale, mark=mark, reason=EXPIRED)
 
-    def _semantically(self, look: Look, now: float, coin: float) -> Look:
+    def _semantically(self, looks: list[Look], now: float, coins: Sequence[float]) -> list[Look]:
         try:
-            found = self._semantic.find(look.asked, now=now, coin=coin)
+            found = self._semantic.find([look.asked for look in looks], now=now, coins=coins)
         except StoreError as error:
             self._counts.without("store", error)
-            return look
+            return looks
         except (EncoderError, MissingExtraError) as error:
             self._counts.without("encoder", error)
-            return look
-        reason = look.reason if not found.proposal.reasons else found.proposal.reasons[0]
-        return Look(look.asked, found.served, look.stale, look.mark, "" if found.served else reason, found)
+            return looks
+        return [_together(look, one) for look, one in zip(looks, found, strict=True)]
+
+
+def _together(look: Look, found: Found) -> Look:
+    # why the question's own answer is not served says more than why another's is not
+    similar = look.reason == UNKNOWN and found.proposal.candidate is not None
+    reason = found.proposal.reasons[0] if similar and found.proposal.reasons else look.reason
+    return Look(look.asked, found.served, look.stale, look.mark, "" if found.served else reason, found)

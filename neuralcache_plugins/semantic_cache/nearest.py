@@ -34,12 +34,17 @@ class NearestQuestions:
         self._store = store
         self._namespace = namespace
         self._most = most
-        self._restart()
+        self._lock = threading.Lock()
+        self._begin()
+
+    def catch_up(self) -> list[CachedQuestion]:
+        """Take in what was stored since the last time, and return it, oldest first. One look at the mark."""
+        with self._lock:
+            return self._catch_up()
 
     def find(self, vector: Vector, *, scope: str, encoder: str, count: int = NEIGHBOURS) -> list[Near]:
-        """Return the nearest questions, nearest first. One look at the mark; O(entries of the scope * d)."""
+        """Return the nearest questions taken in, nearest first. O(entries of the scope * d)."""
         with self._lock:
-            self._catch_up()
             shelf = self._shelves.get((scope, encoder))
             return [] if shelf is None else shelf.nearest(vector, count)
 
@@ -49,29 +54,37 @@ class NearestQuestions:
             for shelf in self._shelves.values():
                 shelf.drop(gone)
 
+    def restart(self) -> None:
+        """Begin anew: everything is read again."""
+        with self._lock:
+            self._begin()
+
     def restart_after_fork(self) -> None:
         """Begin anew in a forked child."""
-        self._restart()
-
-    def _restart(self) -> None:
         self._lock = threading.Lock()
+        self._begin()
+
+    def _begin(self) -> None:
         self._mark = -1
         self._last = 0
         self._rows = 0
         self._shelves: dict[tuple[str, str], _Shelf] = {}
 
-    def _catch_up(self) -> None:
+    def _catch_up(self) -> list[CachedQuestion]:
         mark = self._store.answers_mark()
         if mark == self._mark:
-            return
+            return []
         if self._rows > 2 * self._most:
             self._last, self._rows, self._shelves = 0, 0, {}  # mostly entries that went
+        taken: list[CachedQuestion] = []
         while found := self._store.read_questions(self._namespace, after=self._last, limit=_BATCH):
             for cached in found:
                 self._shelves.setdefault((cached.scope, cached.encoder), _Shelf()).add(cached)
             self._last = found[-1].number
             self._rows += len(found)
+            taken += found
         self._mark = mark
+        return taken
 
 
 @dataclass(slots=True)

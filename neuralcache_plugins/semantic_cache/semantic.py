@@ -1,15 +1,16 @@
 """The semantic tier around a decider: nearest entries in, one proposal out, labels folded in the order of the log.
 
-**This is the place where the policy is plugged in**: ``decider_for`` returns what decides for one namespace. Until it
-returns something, nothing is embedded or searched, and only exact answers are served.
+``decider_for`` returns what decides for one namespace. Where that is nobody, nothing is embedded or searched, and only
+exact answers are served.
 """
 
 from __future__ import annotations
 
+import logging
 import threading
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -17,53 +18,37 @@ from neuralcache_plugins.contracts import (
     AnswerJudged,
     AnswerStore,
     CachedAnswer,
-    DocumentVersion,
+    Snapshot,
+    TelemetryStore,
     Vector,
 )
 from neuralcache_plugins.encoders import EncoderCache
+from neuralcache_plugins.errors import InvalidInputError
+from neuralcache_plugins.semantic_cache.deciding import PolicyDecider
 from neuralcache_plugins.semantic_cache.keys import Asked
 from neuralcache_plugins.semantic_cache.nearest import Near, NearestQuestions
+from neuralcache_plugins.semantic_cache.proposals import Decider, Proposal
 from neuralcache_plugins.settings import CacheSettings
 
-NOT_CERTIFIED = "not certified yet: exact answers only"
+logger = logging.getLogger(__name__)
+
+SNAPSHOT_EVERY = 1_000
+"""Labels between two snapshots: folding so many takes about 0.3 s."""
+
+NOTED = 2_000
+"""So many of the newest questions tell how rare a word is: reading all of a large cache would take seconds."""
+
+EXACT_ONLY = "only exact repeats are answered: CacheSettings.semantic is off"
 
 
-@dataclass(frozen=True, slots=True)
-class Proposal:
-    """What a decider says to one question.
+def decider_for(settings: CacheSettings, learned: bytes | None = None) -> Decider | None:
+    """Return the decider of a namespace, with what it learned before; None: only exact answers are served.
 
-    ``serve`` is the id of the entry to serve, or None, and then ``reasons`` say why not. ``candidate`` is the entry
-    that came nearest to it: on a miss its answer is compared with the fresh one, on a hit when ``audit`` says so.
-    ``features`` are finite numbers, with all that ``Decider.learn`` will need; ``propensity`` is the chance with which
-    this label is collected.
+    ``InvalidInputError`` if that cannot be read.
     """
-
-    serve: str | None = None
-    candidate: str | None = None
-    score: float = 0.0
-    audit: bool = False
-    reasons: tuple[str, ...] = ()
-    features: Mapping[str, float] = field(default_factory=dict)
-    propensity: float = 1.0
-
-
-class Decider(Protocol):
-    """Decides for one namespace. Called by one thread at a time."""
-
-    def decide(self, question: str, near: Sequence[Near], *, documents: tuple[DocumentVersion, ...], now: float,
-               coin: float) -> Proposal:
-        """Return a proposal; changes nothing. ``near`` is nearest first; ``coin`` is uniform in [0, 1)."""
-
-    def learn(self, label: AnswerJudged) -> None:
-        """Fold one judged answer into the state; called once for each, in the order of the log."""
-
-    def certificate(self, *, reused: int) -> object:
-        """Return what may be said of the answers reused so far; ``str()`` of it is for people."""
-
-
-def decider_for(settings: CacheSettings) -> Decider | None:
-    """Return the decider of a namespace. None: only exact answers are served."""
-    return None
+    if not settings.semantic:
+        return None
+    return PolicyDecider(settings) if learned is None else PolicyDecider.unpack(learned, settings)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,17 +65,18 @@ class SemanticTier:
     """Entries of one namespace by similarity, behind a decider."""
 
     def __init__(self, store: AnswerStore, namespace: str, *, encoders: EncoderCache, settings: CacheSettings,
-                 epoch: Callable[[], int]) -> None:
+                 snapshots: TelemetryStore) -> None:
         self._store = store
+        self._snapshots = snapshots
         self._namespace = namespace
         self._encoders = encoders
         self._settings = settings
-        self._epoch_of_store = epoch
         self._nearest = NearestQuestions(store, namespace, most=settings.max_entries)
         self._lock = threading.Lock()
         self._decider = decider_for(settings)
         self._epoch: int | None = None
         self._position = 0
+        self._unsaved = 0
 
     @property
     def active(self) -> bool:
@@ -104,32 +90,50 @@ class SemanticTier:
         row = self._encoders.question(question, namespace=self._namespace)
         return ("", None) if row is None else (self._encoders.fingerprint(len(row)), row)
 
-    def find(self, asked: Asked, *, now: float, coin: float) -> Found:
-        """Return what to serve and what to compare. Reads only; ``StoreError`` and ``EncoderError`` pass through."""
+    def find(self, asked: Sequence[Asked], *, now: float, coins: Sequence[float]) -> list[Found]:
+        """Return what to serve and what to compare for each question, with as many queries as for one.
+
+        Reads only; ``StoreError`` and ``EncoderError`` pass through.
+        """
         if self._decider is None:
-            return Found(Proposal(reasons=(NOT_CERTIFIED,)))
-        encoder, row = self.vector(asked.question)
-        if row is None:
-            return Found(Proposal(reasons=("the question has no direction",)))
-        while True:
-            near = [each for each in self._nearest.find(np.asarray(row), scope=asked.scope, encoder=encoder)
-                    if _is_usable(each, asked, now)]
-            proposal = self._decide(asked, near, now, coin)
-            named = {name for name in (proposal.serve, proposal.candidate) if name is not None}
+            return [Found(Proposal(reasons=(EXACT_ONLY,)))] * len(asked)
+        rows = self._encoders.questions([each.question for each in asked], namespace=self._namespace)
+        self._catch_up()
+        found = [Found(Proposal(reasons=("the question has no direction",)))] * len(asked)
+        left = [place for place, row in enumerate(rows) if row is not None]
+        while left:
+            proposed = {place: self._propose(asked[place], rows[place], now, coins[place]) for place in left}
+            named = {name for proposal, _ in proposed.values() for name in _named(proposal)}
             entries = self._store.get_answers(self._namespace, sorted(named)) if named else {}
-            if gone := named - entries.keys():
-                self._nearest.forget(gone)  # the index is behind the store: look again without them
-                continue
-            return Found(proposal, entries.get(proposal.serve or ""), entries.get(proposal.candidate or ""),
-                         tuple(near))
+            # the index may be behind the store: what went is looked for again without it
+            left = [place for place, (proposal, _) in proposed.items() if _named(proposal) - entries.keys()]
+            self._nearest.forget(named - entries.keys())
+            for place in proposed.keys() - left:
+                proposal, near = proposed[place]
+                found[place] = Found(proposal, entries.get(proposal.serve or ""), entries.get(proposal.candidate or ""),
+                                     near)
+        return found
 
     def certificate(self, *, reused: int) -> Any:
         """Return what may be said of what was served."""
+        if self._decider is None:
+            return EXACT_ONLY
+        self._catch_up()
         with self._lock:
-            if self._decider is None:
-                return NOT_CERTIFIED
-            self._catch_up()
             return self._decider.certificate(reused=reused)
+
+    def snapshot_due(self) -> bool:
+        """Return whether so much was learned since the last snapshot that another one is worth its while."""
+        return self._unsaved >= SNAPSHOT_EVERY
+
+    def save_snapshot(self) -> None:
+        """Write what was learned, so that the next process need not fold all labels; ``StoreError`` if that fails."""
+        with self._lock:
+            if self._decider is None or self._epoch is None or not self._unsaved:
+                return
+            name, snapshot = self._decider.name, Snapshot(self._epoch, self._position, self._decider.pack())
+            self._unsaved = 0
+        self._snapshots.save_snapshot(self._namespace, name, snapshot)
 
     def restart_after_fork(self) -> None:
         """Take new locks in a forked child."""
@@ -137,24 +141,50 @@ class SemanticTier:
         self._nearest.restart_after_fork()
         self._encoders.restart_after_fork()
 
-    def _decide(self, asked: Asked, near: Sequence[Near], now: float, coin: float) -> Proposal:
+    def _propose(self, asked: Asked, row: Vector | None, now: float, coin: float) -> tuple[Proposal, tuple[Near, ...]]:
+        encoder = self._encoders.fingerprint(len(np.asarray(row)))
+        near = tuple(each for each in self._nearest.find(np.asarray(row), scope=asked.scope, encoder=encoder)
+                     if _is_usable(each, asked, now))
         with self._lock:
-            self._catch_up()
             assert self._decider is not None
-            return self._decider.decide(asked.question, near, documents=asked.documents, now=now, coin=coin)
+            return self._decider.decide(asked.question, near, documents=asked.documents, now=now, coin=coin), near
 
     def _catch_up(self) -> None:
-        """Fold the labels that any process has written since the last look; all anew after an erasure."""
-        epoch = self._epoch_of_store()
-        if epoch != self._epoch:
-            self._epoch, self._position, self._decider = epoch, 0, decider_for(self._settings)
-        assert self._decider is not None
-        while found := self._store.read_answer_events(after=self._position, namespace=self._namespace,
-                                                      kinds=[AnswerJudged]):
-            for entry in found:
-                if isinstance(entry.event, AnswerJudged):
-                    self._decider.learn(entry.event)
-            self._position = found[-1].position
+        """Take in the questions and fold the labels that any process has written; all anew after an erasure."""
+        with self._lock:
+            epoch = self._snapshots.head().epoch
+            if epoch != self._epoch:
+                self._decider, self._position = self._begun(epoch)
+                self._epoch, self._unsaved = epoch, 0
+                self._nearest.restart()
+            assert self._decider is not None
+            self._decider.note(self._nearest.catch_up()[-NOTED:])
+            while found := self._store.read_answer_events(after=self._position, namespace=self._namespace,
+                                                          kinds=[AnswerJudged]):
+                for entry in found:
+                    if isinstance(entry.event, AnswerJudged):
+                        self._decider.learn(entry.event)
+                self._position = found[-1].position
+                self._unsaved += len(found)
+
+    def _begun(self, epoch: int) -> tuple[Decider | None, int]:
+        """Return a decider with what a snapshot holds, and the position from which to read on."""
+        fresh = decider_for(self._settings)
+        if fresh is None:
+            return None, 0
+        snapshot = self._snapshots.load_snapshot(self._namespace, fresh.name)
+        if snapshot is None or snapshot.epoch != epoch:
+            return fresh, 0
+        try:
+            return decider_for(self._settings, snapshot.state), snapshot.position
+        except InvalidInputError as error:
+            logger.warning("the snapshot of the cache of namespace %r cannot be read and is made anew: %s",
+                           self._namespace, error)
+            return fresh, 0
+
+
+def _named(proposal: Proposal) -> set[str]:
+    return {name for name in (proposal.serve, proposal.candidate) if name is not None}
 
 
 def _is_usable(near: Near, asked: Asked, now: float) -> bool:

@@ -68,7 +68,7 @@ class AnswersInMemory:
         with self._open():
             found = [
                 CachedQuestion(number, answer.entry_id, answer.scope, answer.question, answer.encoder, answer.vector,
-                               answer.documents, answer.created_at, answer.expires_at)
+                               answer.documents, answer.created_at, answer.expires_at, answer.digest)
                 for number, answer in self._answers.items()
                 if number > after and answer.namespace == namespace and answer.vector is not None
             ]

@@ -45,7 +45,7 @@ _FIND = f"""SELECT m.value, {_COLUMNS} FROM meta m CROSS JOIN json_each(?) k
 _GET = f"""SELECT {_COLUMNS} FROM json_each(?) k CROSS JOIN answers a ON a.entry_id = k.value AND a.namespace = ?
     CROSS JOIN answer_bodies b ON b.number = a.number"""
 _QUESTIONS = """SELECT a.number, a.entry_id, a.scope, b.question, b.encoder, b.vector, b.documents, a.created_at,
-    a.expires_at FROM answers a CROSS JOIN answer_bodies b ON b.number = a.number
+    a.expires_at, b.digest FROM answers a CROSS JOIN answer_bodies b ON b.number = a.number
     WHERE a.namespace = ? AND a.number > ? AND b.vector IS NOT NULL ORDER BY a.number LIMIT ?"""
 _DOCUMENT_BARRED = """SELECT 1 FROM json_each(:documents) d CROSS JOIN answer_barriers r
     ON r.namespace = :namespace AND r.kind = 'document' AND r.name = json_extract(d.value, '$[0]')
@@ -95,8 +95,8 @@ class AnswersInSqlite:
             rows = connection.execute(_QUESTIONS, (namespace, after, limit)).fetchall()
         return [CachedQuestion(number, entry_id, scope, answer_codec.text(question), encoder,
                                np.frombuffer(vector, codec.HALF).astype(np.float16, copy=False),
-                               answer_codec.documents(documents), created_at, expires_at)
-                for number, entry_id, scope, question, encoder, vector, documents, created_at, expires_at in rows]
+                               answer_codec.documents(documents), *rest)
+                for number, entry_id, scope, question, encoder, vector, documents, *rest in rows]
 
     def answers_mark(self) -> int:
         """Return the mark; one look at one row."""
@@ -218,9 +218,9 @@ def _put(connection: sqlite3.Connection, answer: CachedAnswer, bounds: AnswerBou
         "seconds) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (answer.namespace, *answer.key, answer.entry_id, answer.created_at, answer.expires_at, answer.size,
          answer.hits, answer.cost, answer.seconds)).lastrowid
-    connection.execute("INSERT INTO answer_bodies VALUES (?, ?, ?, ?, ?, ?, ?)",
-                       (number, answer_codec.blob(answer.question), answer.kind, answer.payload, answer.encoder,
-                        codec.to_half(answer.vector), documents))
+    connection.execute("INSERT INTO answer_bodies VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                       (number, answer_codec.blob(answer.question), answer.kind, answer.payload, answer.digest,
+                        answer.encoder, codec.to_half(answer.vector), documents))
     connection.execute("INSERT OR IGNORE INTO answer_documents SELECT json_extract(value, '$[0]'), ?, "
                        "json_extract(value, '$[1]') FROM json_each(?)", (number, documents))
     _append(connection, AnswerCached(answer.entry_id, answer.namespace, answer.created_at, answer.scope, answer.cost,

@@ -131,6 +131,7 @@ _ANSWERS = (
         question BLOB NOT NULL,
         kind TEXT NOT NULL,
         payload BLOB NOT NULL,
+        digest TEXT NOT NULL,
         encoder TEXT NOT NULL,
         vector BLOB,
         documents TEXT NOT NULL

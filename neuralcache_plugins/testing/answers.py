@@ -199,6 +199,7 @@ class AnswerStoreConformance:
         assert (last.entry_id, last.scope, last.encoder, last.documents) == (
             "entry-default-s-q4", "s", "e", (("a", "h"),))
         np.testing.assert_array_equal(last.vector, vector)
+        assert last.answer == make_answer("q4").digest
 
     def test_keeps_no_hold_of_the_callers_array(self, store: CacheStore) -> None:
         """A vector that is changed after the put does not change in the store."""

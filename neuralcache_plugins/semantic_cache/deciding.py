@@ -1,0 +1,123 @@
+"""The policy as the decider of the semantic tier: cached questions in, proposals out, judged answers folded in."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import zipfile
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from neuralcache_plugins.contracts import AnswerJudged, CachedQuestion, DocumentVersion
+from neuralcache_plugins.errors import InvalidInputError
+from neuralcache_plugins.semantic_cache.certificate import Certificate
+from neuralcache_plugins.semantic_cache.features import FEATURES, Neighbour
+from neuralcache_plugins.semantic_cache.nearest import Near
+from neuralcache_plugins.semantic_cache.parsing import Question, parse
+from neuralcache_plugins.semantic_cache.policy import FORMAT, Decision, Label, Policy
+from neuralcache_plugins.semantic_cache.proposals import Proposal
+from neuralcache_plugins.settings import CacheSettings
+
+PARSED = 20_000
+"""Cached questions that are kept read. Reading one takes about 0.2 ms, a look asks for eight."""
+
+_POLICY_SETTINGS = ("max_error", "confidence", "audit_rate", "judge_error")
+
+
+class PolicyDecider:
+    """A ``Policy`` between the tier's entries and events; see ``semantic.Decider``."""
+
+    def __init__(self, settings: CacheSettings, policy: Policy | None = None) -> None:
+        self._settings = settings
+        self._policy = policy or Policy(settings)
+        self._parsed: OrderedDict[str, Question] = OrderedDict()
+
+    @property
+    def name(self) -> str:
+        """What snapshots of this fold go by: another policy, or other limits, make another fold."""
+        chosen = json.dumps([getattr(self._settings, name) for name in _POLICY_SETTINGS] + list(FEATURES))
+        return f"answers-{FORMAT}-{hashlib.blake2b(chosen.encode(), digest_size=8).hexdigest()}"
+
+    def note(self, cached: Sequence[CachedQuestion]) -> None:
+        """Count the words of questions that were put into the cache."""
+        for one in cached:
+            self._policy.rarity.note(self._question(one))
+
+    def decide(self, question: str, near: Sequence[Near], *, documents: tuple[DocumentVersion, ...], now: float,
+               coin: float) -> Proposal:
+        """Return what the policy says to a question, with all that a later label needs."""
+        neighbours = [
+            Neighbour(place, one.similarity, self._question(one.cached), one.cached.answer,
+                      frozenset(name for name, _ in one.cached.documents), one.cached.created_at)
+            for place, one in enumerate(near)
+        ]
+        decision = self._policy.decide(
+            parse(question), neighbours, now=now, coin=coin, documents=frozenset(name for name, _ in documents)
+        )
+        return Proposal(
+            serve=None if decision.entry is None else near[decision.entry].cached.entry_id,
+            candidate=None if decision.candidate is None else near[decision.candidate].cached.entry_id,
+            score=decision.score,
+            audit=decision.audit,
+            reasons=decision.reasons,
+            features={} if decision.candidate is None else _told(decision),
+            propensity=decision.rate,
+        )
+
+    def learn(self, label: AnswerJudged) -> None:
+        """Fold a judged answer in; one that nobody compared by its features, such as an exact hit, teaches nothing."""
+        if label.features.keys() >= {"coin", "rate", *FEATURES}:
+            self._policy.learn(_label(label))
+
+    def certificate(self, *, reused: int) -> Certificate:
+        """Return what may be said of the answers reused so far."""
+        return self._policy.certificate(reused=reused)
+
+    def pack(self) -> bytes:
+        """Return what was learned as bytes: a JSON header and plain arrays, no pickle."""
+        header, arrays = self._policy.pack()
+        out = io.BytesIO()
+        text = np.frombuffer(json.dumps(header).encode(), dtype=np.uint8)
+        np.savez(out, header=text, **arrays)  # type: ignore[arg-type]  # numpy's stub takes only keyword arrays
+        return out.getvalue()
+
+    @classmethod
+    def unpack(cls, data: bytes, settings: CacheSettings) -> PolicyDecider:
+        """Return what ``pack`` made bytes of; ``InvalidInputError`` if it cannot be read."""
+        try:
+            with np.load(io.BytesIO(data), allow_pickle=False) as archive:
+                arrays = {name: archive[name] for name in archive.files}
+            header: dict[str, Any] = json.loads(arrays.pop("header").tobytes())
+            return cls(settings, Policy.unpack(header, arrays, settings))
+        except (KeyError, ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
+            raise InvalidInputError(f"not a policy: {error}") from error
+
+    def _question(self, cached: CachedQuestion) -> Question:
+        known = self._parsed.get(cached.entry_id)
+        if known is None:
+            known = self._parsed[cached.entry_id] = parse(cached.question)
+            if len(self._parsed) > PARSED:
+                self._parsed.popitem(last=False)
+        return known
+
+
+def _told(decision: Decision) -> Mapping[str, float]:
+    return {**dict(zip(FEATURES, decision.features.tolist(), strict=True)), "coin": decision.coin,
+            "rate": decision.rate}
+
+
+def _label(judged: AnswerJudged) -> Label:
+    return Label(
+        features=np.array([judged.features[name] for name in FEATURES], dtype=np.float32),
+        right=judged.correct,
+        # a report is about a hit as an audit is, but nobody knows what is not reported
+        served=judged.source != "miss",
+        coin=judged.features["coin"],
+        rate=judged.features["rate"],
+        at=judged.at,
+        sampled=judged.source != "report",
+    )

@@ -1,0 +1,157 @@
+"""The policy inside the cache: what it learns from a log, in any process, and what it then serves."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from neuralcache_plugins import CacheSettings, SemanticCache
+from neuralcache_plugins.contracts import AnswerJudged, Erasure
+from neuralcache_plugins.errors import InvalidInputError
+from neuralcache_plugins.semantic_cache import semantic
+from neuralcache_plugins.semantic_cache.deciding import PolicyDecider
+from neuralcache_plugins.stores import open_store
+from neuralcache_plugins.testing import HashingEncoder
+
+SCOPE = {"model": "m"}
+LENIENT = CacheSettings(max_error=0.3, confidence=0.8, audit_rate=0.5)
+THINGS = ["password", "card", "address", "limit", "account", "statement", "loan", "branch", "currency", "transfer"]
+WAYS = ["how do I change my {}", "change my {} please", "I want to change my {}", "how can I change the {} of mine",
+        "where do I change my {}", "can you change my {}", "help me change my {}", "is it possible to change my {}"]
+
+
+def questions(seed: int) -> Iterator[tuple[str, str]]:
+    """Yield questions about things, in many words, each with its one right answer."""
+    rng = np.random.default_rng(seed)
+    number = 0
+    while True:
+        thing, way, number = THINGS[rng.integers(len(THINGS))], WAYS[rng.integers(len(WAYS))], number + 1
+        yield f"{way.format(thing)} {['today', 'now', 'soon', 'again'][rng.integers(4)]} {'x' * (number % 7)}", thing
+
+
+def asked(cache: SemanticCache, count: int, seed: int = 0) -> list[bool]:
+    """Ask so many questions and return whether each answer was right."""
+    stream = questions(seed)
+    right = []
+    for _ in range(count):
+        question, answer = next(stream)
+        right.append(cache.get_or_compute(question, lambda told=answer: told, scope=SCOPE) == answer)
+    cache.flush()
+    return right
+
+
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, Any]]:
+    """Make a store in which 400 questions were asked, and tell what the cache had to say then."""
+    url = f"sqlite:///{tmp_path_factory.mktemp('cache') / 'c.db'}"
+    with SemanticCache(HashingEncoder(), store=url, settings=LENIENT, seed=1) as cache:
+        right = asked(cache, 400)
+        stats = cache.stats()
+        told = {"right": right, "hits": stats.semantic_hits, "certificate": str(cache.certificate()),
+                "seen": [cache.explain(f"change my {thing} please", SCOPE) for thing in THINGS]}
+    return url, told
+
+
+def test_a_cache_earns_its_certificate_and_then_answers_similar_questions(filled: tuple[str, dict[str, Any]]) -> None:
+    _, told = filled
+
+    assert told["hits"] > 50
+    assert "answers reused; at most 30 % wrong at 80 % confidence" in told["certificate"]
+    assert np.mean(told["right"]) > 0.9
+
+
+def test_another_process_knows_what_this_one_learned(filled: tuple[str, dict[str, Any]]) -> None:
+    url, told = filled
+    with SemanticCache(HashingEncoder(), store=url, settings=LENIENT) as other:
+        again = [other.explain(f"change my {thing} please", SCOPE) for thing in THINGS]
+
+        assert other.certificate().judged > 100
+        assert [(one.hit, one.nearest) for one in again] == [(one.hit, one.nearest) for one in told["seen"]]
+        assert [one.score for one in again] == pytest.approx([one.score for one in told["seen"]], abs=0.02)
+
+
+def test_a_snapshot_and_the_rest_of_the_log_are_the_whole_log(filled: tuple[str, dict[str, Any]],
+                                                              monkeypatch: pytest.MonkeyPatch) -> None:
+    url, _ = filled
+    monkeypatch.setattr(semantic, "SNAPSHOT_EVERY", 10**9)
+    with closing(open_store(url)) as store:
+        labels = [entry.event for entry in store.read_answer_events(kinds=[AnswerJudged], limit=10_000)]
+    whole, half = PolicyDecider(LENIENT), PolicyDecider(LENIENT)
+    for label in labels:
+        whole.learn(label)
+    for label in labels[:150]:
+        half.learn(label)
+    restored = PolicyDecider.unpack(half.pack(), LENIENT)
+    for label in labels[150:]:
+        restored.learn(label)
+
+    assert restored.pack() == whole.pack()
+
+
+def test_a_start_from_a_snapshot_reads_only_the_labels_after_it(filled: tuple[str, dict[str, Any]],
+                                                                monkeypatch: pytest.MonkeyPatch) -> None:
+    url, _ = filled
+    learned: list[AnswerJudged] = []
+    learn = PolicyDecider.learn
+    monkeypatch.setattr(PolicyDecider, "learn", lambda self, label: (learned.append(label), learn(self, label))[1])
+    with SemanticCache(HashingEncoder(), store=url, settings=LENIENT) as cache:
+        assert cache.certificate().live
+    assert not learned
+
+
+def test_other_limits_are_another_fold(filled: tuple[str, dict[str, Any]]) -> None:
+    url, _ = filled
+    with SemanticCache(HashingEncoder(), store=url, settings=CacheSettings(max_error=0.001)) as strict:
+        assert strict.certificate().judged > 100
+        assert not strict.certificate().live
+
+
+def test_a_hit_that_was_reported_wrong_teaches_the_score(filled: tuple[str, dict[str, Any]], tmp_path: Path) -> None:
+    with SemanticCache(HashingEncoder(), store=f"sqlite:///{tmp_path / 'own.db'}", settings=LENIENT, seed=1) as cache:
+        asked(cache, 400)
+        hit = next(hit for thing in THINGS
+                   if (hit := cache.lookup(f"may I change my {thing}", scope=SCOPE)) is not None)
+        before = cache.certificate().judged
+        cache.report(hit.hit_id, correct=False)
+
+        assert cache.certificate().judged == before + 1
+
+
+def test_an_erasure_takes_what_was_learned_with_it(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'c.db'}"
+    with (SemanticCache(HashingEncoder(), store=url, settings=LENIENT, seed=1) as cache,
+          closing(open_store(url)) as store):
+        asked(cache, 100)
+        assert cache.certificate().judged > 50
+        store.erase(Erasure(namespace="default"))
+
+        assert cache.certificate().judged == 0
+        assert cache.lookup("how do I change my card", scope=SCOPE) is None
+
+
+def test_what_is_no_policy_is_refused() -> None:
+    with pytest.raises(InvalidInputError, match="not a policy"):
+        PolicyDecider.unpack(b"nonsense", LENIENT)
+
+
+def test_an_exact_hit_that_was_reported_teaches_nothing() -> None:
+    decider = PolicyDecider(LENIENT)
+    decider.learn(AnswerJudged("j", "e", "default", 1.0, "s", correct=False, source="report"))
+
+    assert decider.certificate(reused=0).judged == 0
+
+
+def test_the_log_holds_all_that_the_fold_needs_as_plain_numbers(filled: tuple[str, dict[str, Any]]) -> None:
+    url, _ = filled
+    with closing(open_store(url)) as store:
+        labels = [entry.event for entry in store.read_answer_events(kinds=[AnswerJudged], limit=10_000)]
+
+    assert all(np.isfinite(list(label.features.values())).all() for label in labels)
+    assert {label.source for label in labels} == {"miss", "audit"}
+    assert not any("password" in json.dumps(dict(label.features)) for label in labels)
