@@ -155,3 +155,21 @@ def test_the_log_holds_all_that_the_fold_needs_as_plain_numbers(filled: tuple[st
     assert all(np.isfinite(list(label.features.values())).all() for label in labels)
     assert {label.source for label in labels} == {"miss", "audit"}
     assert not any("password" in json.dumps(dict(label.features)) for label in labels)
+
+
+def test_a_label_that_cannot_be_learned_counts_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    learned: list[str] = []
+
+    def learn(self: PolicyDecider, label: AnswerJudged) -> None:
+        learned.append(label.judged_id)
+        if len(learned) == 2:
+            raise RuntimeError("no")
+
+    with SemanticCache(HashingEncoder(), store=f"sqlite:///{tmp_path / 'c.db'}", settings=LENIENT, seed=1) as cache:
+        asked(cache, 20)
+        monkeypatch.setattr(PolicyDecider, "learn", learn)
+        cache._semantic.restart_after_fork()
+        with pytest.raises(RuntimeError):
+            cache.certificate()
+        cache.certificate()
+        assert len(learned) == len(set(learned)) > 2

@@ -172,6 +172,7 @@ class Nearest:
         return f"{reused} reused"
 
     name = "nearest"
+    quarantined_until = float("-inf")
 
     def note(self, cached: Any) -> None:
         pass
@@ -886,6 +887,45 @@ def test_a_semantic_answer_is_not_made_from_a_changed_document(deciders: list[Ne
         cache.put("how do I reset it", "so", scope=SCOPE, documents=[("a", "1"), ("b", "1")])
         assert cache.lookup("how do I reset that", scope=SCOPE, documents=[("a", "1"), ("c", "1")])
         assert cache.lookup("how do I reset that", scope=SCOPE, documents=[("a", "2"), ("b", "1")]) is None
+
+
+def test_what_the_exact_tier_refused_is_not_served_as_a_similar_question(deciders: list[Nearest]) -> None:
+    with opened() as cache:
+        cache.put("how do I reset it", "so", scope=SCOPE, documents=[("a", "1")])
+        cache.put("how do I delete it", "so", scope=SCOPE)
+        assert cache.lookup("how do I reset it", scope=SCOPE, documents=[("a", "1")])
+        for asked in ("how do I reset it", "how do I delete it"):
+            hit = cache.lookup(asked, scope=SCOPE, documents=[("a", "1"), ("b", "1")])
+            assert hit is None or hit.question != asked
+
+
+def test_what_may_not_be_served_does_not_crowd_out_what_may(deciders: list[Nearest]) -> None:
+    clock = FakeClock()
+    with opened(clock=clock) as cache:
+        for number in range(20):
+            cache.put(f"how do I reset it {'x' * number}", "old", scope=SCOPE, ttl=None if number % 2 else 1.0)
+        cache.put("how do I reset it from another version", "old", scope=SCOPE, documents=[("a", "1")])
+        cache.certificate()
+        deciders[-1].quarantined_until = clock()
+        clock.advance(10.0)
+        cache.put("something else about resetting", "new", scope=SCOPE)
+        hit = cache.lookup("how do I reset it", scope=SCOPE)
+        assert hit is not None
+        assert hit.value == "new"
+
+
+def test_after_everything_went_a_look_stays_quick(url: str, deciders: list[Nearest],
+                                                  monkeypatch: pytest.MonkeyPatch) -> None:
+    with opened(url) as cache:
+        for number in range(60):
+            cache.put(f"how do I reset {number}", "so", scope=SCOPE)
+        assert cache.lookup("how do I reset it", scope=SCOPE)
+        cache.clear()
+        calls: list[Any] = []
+        get = SqliteStore.get_answers
+        monkeypatch.setattr(SqliteStore, "get_answers", lambda *given: (calls.append(given), get(*given))[1])
+        assert cache.lookup("how do I reset it", scope=SCOPE) is None
+        assert len(calls) <= semantic.ROUNDS
 
 
 def test_an_entry_that_went_is_not_found_by_the_index(url: str, deciders: list[Nearest]) -> None:

@@ -42,6 +42,11 @@ class PolicyDecider:
         chosen = json.dumps([getattr(self._settings, name) for name in _POLICY_SETTINGS] + list(FEATURES))
         return f"answers-{FORMAT}-{hashlib.blake2b(chosen.encode(), digest_size=8).hexdigest()}"
 
+    @property
+    def quarantined_until(self) -> float:
+        """The time of the last alarm."""
+        return self._policy.quarantined_until
+
     def note(self, cached: Sequence[CachedQuestion]) -> None:
         """Count the words of questions that were put into the cache."""
         for one in cached:

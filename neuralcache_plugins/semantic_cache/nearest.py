@@ -5,18 +5,20 @@ The index is a hint. Whatever it finds is read from the store before it is serve
 
 from __future__ import annotations
 
+import math
 import threading
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from neuralcache_plugins.contracts import AnswerStore, CachedQuestion, Matrix, Vector
+from neuralcache_plugins.contracts import AnswerStore, Array, CachedQuestion, Matrix, Vector
 
 NEIGHBOURS = 8
 """How many of the nearest are looked at."""
 
 _BATCH = 5_000
+_LOOKED_PAST = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,14 +44,21 @@ class NearestQuestions:
         with self._lock:
             return self._catch_up()
 
-    def find(self, vector: Vector, *, scope: str, encoder: str, count: int = NEIGHBOURS) -> list[Near]:
-        """Return the nearest questions taken in, nearest first. O(entries of the scope * d)."""
+    def find(self, vector: Vector, *, scope: str, encoder: str, count: int = NEIGHBOURS, made_after: float = -math.inf,
+             now: float = -math.inf, usable: Callable[[CachedQuestion], bool] | None = None) -> list[Near]:
+        """Return the nearest questions taken in, nearest first. O(entries of the scope * d).
+
+        Only those that were made after ``made_after``, have not expired by ``now`` and are ``usable``: others would
+        crowd out what may be served. Of what is not usable the nearest 512 are looked past.
+        """
         with self._lock:
             shelf = self._shelves.get((scope, encoder))
-            return [] if shelf is None else shelf.nearest(vector, count)
+            return [] if shelf is None else shelf.nearest(vector, count, made_after, now, usable)
 
     def forget(self, gone: Collection[str]) -> None:
         """Leave out entries that the store no longer has."""
+        if not gone:
+            return
         with self._lock:
             for shelf in self._shelves.values():
                 shelf.drop(gone)
@@ -89,29 +98,38 @@ class NearestQuestions:
 
 @dataclass(slots=True)
 class _Shelf:
-    """Rows of one scope and encoder; ``rows`` has room for more than there are."""
+    """Rows of one scope and encoder, and when each was made and ends; there is room for more than there are."""
 
     cached: list[CachedQuestion] = field(default_factory=list)
     rows: Matrix = field(default_factory=lambda: np.zeros((0, 0), np.float32))
+    times: Array = field(default_factory=lambda: np.zeros((0, 2)))
 
     def add(self, cached: CachedQuestion) -> None:
         count = len(self.cached)
         if count == len(self.rows):
-            grown = np.zeros((max(16, 2 * count), len(cached.vector)), np.float32)
+            room = max(16, 2 * count)
+            rows, times = np.zeros((room, len(cached.vector)), np.float32), np.zeros((room, 2))
             if count:
-                grown[:count] = self.rows[:count]
-            self.rows = grown
+                rows[:count], times[:count] = self.rows[:count], self.times[:count]
+            self.rows, self.times = rows, times
         self.rows[count] = cached.vector
+        self.times[count] = cached.created_at, math.inf if cached.expires_at is None else cached.expires_at
         self.cached.append(cached)
 
     def drop(self, gone: Collection[str]) -> None:
         kept = [at for at, cached in enumerate(self.cached) if cached.entry_id not in gone]
         if len(kept) < len(self.cached):
-            self.rows, self.cached = self.rows[kept], [self.cached[at] for at in kept]
+            self.rows, self.times, self.cached = self.rows[kept], self.times[kept], [self.cached[at] for at in kept]
 
-    def nearest(self, vector: Vector, count: int) -> list[Near]:
-        similarity = self.rows[: len(self.cached)] @ vector
-        best: Sequence[int] = range(len(self.cached))
-        if len(self.cached) > count:
-            best = np.argpartition(-similarity, count)[:count].tolist()
-        return [Near(self.cached[at], float(similarity[at])) for at in sorted(best, key=lambda at: -similarity[at])]
+    def nearest(self, vector: Vector, count: int, made_after: float, now: float,
+                usable: Callable[[CachedQuestion], bool] | None) -> list[Near]:
+        size, reach = len(self.cached), count
+        times = self.times[:size]
+        similarity = np.where((times[:, 0] > made_after) & (times[:, 1] > now), self.rows[:size] @ vector, -np.inf)
+        while True:
+            best: Sequence[int] = range(size) if size <= reach else np.argpartition(-similarity, reach)[:reach].tolist()
+            ordered = sorted((at for at in best if similarity[at] > -np.inf), key=lambda at: -similarity[at])
+            found = [at for at in ordered if usable is None or usable(self.cached[at])]
+            if len(found) >= count or len(ordered) < reach or reach >= _LOOKED_PAST:
+                return [Near(self.cached[at], float(similarity[at])) for at in found[:count]]
+            reach *= 8

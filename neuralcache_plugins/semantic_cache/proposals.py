@@ -36,6 +36,10 @@ class Decider(Protocol):
     def name(self) -> str:
         """What snapshots of it go by: those of another fold or other limits are not this one's."""
 
+    @property
+    def quarantined_until(self) -> float:
+        """Entries made until this time are not to be looked at."""
+
     def note(self, cached: Sequence[CachedQuestion]) -> None:
         """Take note of questions that were put into the cache."""
 

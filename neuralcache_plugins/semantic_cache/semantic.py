@@ -18,6 +18,7 @@ from neuralcache_plugins.contracts import (
     AnswerJudged,
     AnswerStore,
     CachedAnswer,
+    CachedQuestion,
     Snapshot,
     TelemetryStore,
     Vector,
@@ -37,6 +38,9 @@ SNAPSHOT_EVERY = 1_000
 
 NOTED = 2_000
 """So many of the newest questions tell how rare a word is: reading all of a large cache would take seconds."""
+
+ROUNDS = 8
+"""After so many looks in one search that found entries which went, the index is read anew."""
 
 EXACT_ONLY = "only exact repeats are answered: CacheSettings.semantic is off"
 
@@ -101,13 +105,19 @@ class SemanticTier:
         self._catch_up()
         found = [Found(Proposal(reasons=("the question has no direction",)))] * len(asked)
         left = [place for place, row in enumerate(rows) if row is not None]
+        rounds = 0
         while left:
             proposed = {place: self._propose(asked[place], rows[place], now, coins[place]) for place in left}
             named = {name for proposal, _ in proposed.values() for name in _named(proposal)}
             entries = self._store.get_answers(self._namespace, sorted(named)) if named else {}
             # the index may be behind the store: what went is looked for again without it
             left = [place for place, (proposal, _) in proposed.items() if _named(proposal) - entries.keys()]
-            self._nearest.forget(named - entries.keys())
+            rounds += 1
+            if left and rounds % ROUNDS == 0:
+                self._nearest.restart()  # most of it went: to read it anew takes less than to find out one by one
+                self._nearest.catch_up()
+            else:
+                self._nearest.forget(named - entries.keys())
             for place in proposed.keys() - left:
                 proposal, near = proposed[place]
                 found[place] = Found(proposal, entries.get(proposal.serve or ""), entries.get(proposal.candidate or ""),
@@ -136,15 +146,18 @@ class SemanticTier:
         self._snapshots.save_snapshot(self._namespace, name, snapshot)
 
     def restart_after_fork(self) -> None:
-        """Take new locks in a forked child."""
+        """Take new locks in a forked child, and fold anew: another thread may have been in the middle of a label."""
         self._lock = threading.Lock()
+        self._epoch = None
         self._nearest.restart_after_fork()
         self._encoders.restart_after_fork()
 
     def _propose(self, asked: Asked, row: Vector | None, now: float, coin: float) -> tuple[Proposal, tuple[Near, ...]]:
         encoder = self._encoders.fingerprint(len(np.asarray(row)))
-        near = tuple(each for each in self._nearest.find(np.asarray(row), scope=asked.scope, encoder=encoder)
-                     if _is_usable(each, asked, now))
+        assert self._decider is not None
+        near = tuple(self._nearest.find(np.asarray(row), scope=asked.scope, encoder=encoder, now=now,
+                                        made_after=self._decider.quarantined_until,
+                                        usable=lambda cached: _is_usable(cached, asked)))
         with self._lock:
             assert self._decider is not None
             return self._decider.decide(asked.question, near, documents=asked.documents, now=now, coin=coin), near
@@ -162,10 +175,10 @@ class SemanticTier:
             while found := self._store.read_answer_events(after=self._position, namespace=self._namespace,
                                                           kinds=[AnswerJudged]):
                 for entry in found:
+                    # first: no label counts twice, whatever happens to it
+                    self._position, self._unsaved = entry.position, self._unsaved + 1
                     if isinstance(entry.event, AnswerJudged):
                         self._decider.learn(entry.event)
-                self._position = found[-1].position
-                self._unsaved += len(found)
 
     def _begun(self, epoch: int) -> tuple[Decider | None, int]:
         """Return a decider with what a snapshot holds, and the position from which to read on."""
@@ -187,10 +200,11 @@ def _named(proposal: Proposal) -> set[str]:
     return {name for name in (proposal.serve, proposal.candidate) if name is not None}
 
 
-def _is_usable(near: Near, asked: Asked, now: float) -> bool:
-    """Return whether an entry is neither expired nor made from another version of a document that the caller has."""
-    expires_at = near.cached.expires_at
-    if expires_at is not None and expires_at <= now:
-        return False
+def _is_usable(cached: CachedQuestion, asked: Asked) -> bool:
+    """Return whether an entry is another question's, not made from another version of a document the caller has.
+
+    The very same question is the exact tier's, which asks more of its documents: what it refused stays refused.
+    """
     known = dict(asked.documents)
-    return all(known.get(name, version) == version for name, version in near.cached.documents)
+    return cached.question != asked.question and all(
+        known.get(name, version) == version for name, version in cached.documents)
