@@ -979,6 +979,41 @@ def test_an_encoder_that_fails_costs_the_semantic_tier_only(deciders: list[Neare
         assert cache.stats().degraded["encoder"] == 2
 
 
+def test_explain_says_what_forbids_a_similar_answer(cache: SemanticCache) -> None:
+    cache.put("how do I enable the alarm", "so", scope=SCOPE)
+    told = cache.explain("how do I disable the alarm", SCOPE)
+
+    assert told.reasons == ("similar questions mean something else", "other meaning: disabl against enabl")
+    assert cache.lookup("how do I disable the alarm", scope=SCOPE) is None
+    assert cache.stats().misses == {"similar questions mean something else": 1}
+
+
+def test_misses_are_counted_by_few_reasons(deciders: list[Nearest]) -> None:
+    with opened() as cache:
+        cache.put("how do I reset it", "so", scope=SCOPE)
+        cache.certificate()
+        deciders[-1].least = 2.0
+        deciders[-1].decide = lambda *given, **more: Proposal(  # type: ignore[method-assign]
+            candidate=given[1][0].cached.entry_id, reasons=(f"score {more['coin']} is below the cut",))
+        for number in range(5):
+            assert cache.lookup(f"how do I reset it {'x' * number}!", scope=SCOPE) is None
+        assert cache.stats().misses == {"not sure enough of a similar answer": 5}
+
+
+def test_a_snapshot_that_cannot_be_written_does_not_fail_the_close(url: str, monkeypatch: pytest.MonkeyPatch,
+                                                                   deciders: list[Nearest]) -> None:
+    def fail(*_: Any) -> None:
+        raise StoreError("full")
+
+    with opened(url) as cache:
+        cache.put("how do I reset it", "so", scope=SCOPE)
+        hit = cache.lookup("how do I reset that", scope=SCOPE)
+        assert hit is not None
+        cache.report(hit.hit_id, True)
+        cache.certificate()
+        monkeypatch.setattr(SqliteStore, "save_snapshot", fail)
+
+
 # judges
 
 
@@ -999,6 +1034,17 @@ def test_a_judge_says_how_often_it_is_wrong() -> None:
     assert Judge(lambda *_: True, "model", error_rate=0.03).error_rate == 0.03
     with pytest.raises(InvalidInputError, match=r"^error_rate must be in \[0, 1\), got 1"):
         Judge(lambda *_: True, "model", error_rate=1.0)
+
+
+async def test_a_judge_that_errs_more_than_the_settings_say_is_refused() -> None:
+    judge = Judge(lambda *_: True, "model", error_rate=0.03)
+    with opened() as cache:
+        with pytest.raises(InvalidInputError, match=r"judge_error is 0: the certificate would promise too much"):
+            cache.get_or_compute("how?", str, scope=SCOPE, judge=judge)
+        with pytest.raises(InvalidInputError, match=r"judge_error is 0: the certificate would promise too much"):
+            await cache.aget_or_compute("how?", str, scope=SCOPE, judge=judge)
+    with opened(settings=CacheSettings(judge_error=0.03)) as cache:
+        assert cache.get_or_compute("how?", lambda: "so", scope=SCOPE, judge=judge) == "so"
 
 
 def test_stats_say_what_was_saved(cache: SemanticCache) -> None:

@@ -197,7 +197,7 @@ class SemanticCache:
         """
         self._check_open()
         asked = self._keys.asked(question, scope, documents)
-        judged = as_judge(judge)
+        judged = self._checked(as_judge(judge))
         while True:
             (look,) = self._look([asked])
             keep = partial(self._keep, look, judged, ttl)
@@ -290,7 +290,7 @@ class SemanticCache:
         """Do what ``get_or_compute`` does; ``compute`` may be a coroutine function, others run in a thread."""
         self._check_open()
         asked = self._keys.asked(question, scope, documents)
-        judged = as_judge(judge)
+        judged = self._checked(as_judge(judge))
         while True:
             (look,) = await self._threads.quickly(self._look, [asked])
             keep = partial(self._keep, look, judged, ttl)
@@ -331,7 +331,8 @@ class SemanticCache:
         asked, now = self._keys.asked(question, scope, documents), self._clock()
         (look,) = self._looks.everywhere([asked], now=now, coins=[1.0])
         near = look.found.near[0] if look.found is not None and look.found.near else None
-        reasons = (look.reason, *look.proposal.reasons[1:]) if look.answer is None else (
+        told = tuple(each for each in look.proposal.reasons if each != look.reason)
+        reasons = (look.reason, *told) if look.answer is None else (
             "the same question was asked in this scope" if not look.is_semantic else "a similar question was asked",)
         return Explanation(
             question=asked.question, hit=look.answer is not None,
@@ -374,6 +375,8 @@ class SemanticCache:
         self._threads.close()
         try:
             self._semantic.save_snapshot()
+        except StoreError as error:
+            self._counts.without("store", error)  # the labels are written: the next process folds them
         finally:
             if self._owns_store:
                 self._close_store()
@@ -387,6 +390,14 @@ class SemanticCache:
     def _check_open(self) -> None:
         if self._closed:
             raise StoreClosedError("the cache is closed")
+
+    def _checked(self, judge: Judge) -> Judge:
+        if self._settings.semantic and judge.error_rate > self._settings.judge_error:
+            raise InvalidInputError(
+                f"the judge {judge.name!r} says that it passes {judge.error_rate:.4g} of the wrong answers, but "
+                f"CacheSettings.judge_error is {self._settings.judge_error:.4g}: the certificate would promise too much"
+            )
+        return judge
 
     def _look(self, asked: Sequence[Asked]) -> list[Look]:
         with self._lock:

@@ -10,6 +10,7 @@ from neuralcache_plugins.errors import EncoderError, MissingExtraError, StoreClo
 from neuralcache_plugins.semantic_cache.counts import Counts
 from neuralcache_plugins.semantic_cache.exact import ExactTier
 from neuralcache_plugins.semantic_cache.keys import Asked
+from neuralcache_plugins.semantic_cache.policy import NOT_CERTIFIED
 from neuralcache_plugins.semantic_cache.proposals import Proposal
 from neuralcache_plugins.semantic_cache.semantic import Found, SemanticTier
 
@@ -17,6 +18,8 @@ UNKNOWN = "never asked"
 EXPIRED = "expired"
 CHANGED = "documents changed"
 NO_STORE = "store failed"
+OTHERWISE = "similar questions mean something else"
+NOT_SURE = "not sure enough of a similar answer"
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +104,14 @@ class LookStage:
 
 def _together(look: Look, found: Found) -> Look:
     # why the question's own answer is not served says more than why another's is not
-    similar = look.reason == UNKNOWN and found.proposal.candidate is not None
-    reason = found.proposal.reasons[0] if similar and found.proposal.reasons else look.reason
+    reason = look.reason
+    if reason == UNKNOWN and found.near:
+        reason = _why_not(found.proposal)
     return Look(look.asked, found.served, look.stale, look.mark, "" if found.served else reason, found)
+
+
+def _why_not(proposal: Proposal) -> str:
+    """Return one of a few reasons, without scores or words of the question: misses are counted by it."""
+    if proposal.candidate is None:
+        return OTHERWISE
+    return NOT_CERTIFIED if NOT_CERTIFIED in proposal.reasons else NOT_SURE

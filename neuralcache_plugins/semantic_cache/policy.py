@@ -44,6 +44,7 @@ FORMAT = 1
 WINDOW = 3_000
 """Judged pairs from which cuts are aimed."""
 
+NOT_CERTIFIED = "not certified yet: only exact repeats are answered"
 RECUT_EVERY = 50
 LOOSENED = 4.0
 
@@ -296,7 +297,7 @@ def _nothing(*reasons: str, coin: float, rate: float) -> Decision:
 
 def _why_not(live: int, score: float, cut: float) -> tuple[str, ...]:
     if not live:
-        return ("not certified yet: only exact repeats are answered",)
+        return (NOT_CERTIFIED,)
     return (f"score {_probability(score):.3f} is below the cut {_probability(cut):.3f}",)
 
 
