@@ -149,8 +149,8 @@ class MemoryStore(AnswersInMemory):
             if what.namespace is not None and what == Erasure(namespace=what.namespace):
                 concerned.add(what.namespace)
             vectors = {key: cached for key, cached in self._vectors.items() if not _concerns_vector(what, key, cached)}
+            answers, answer_events = self._erase_answers(what, concerned)
             snapshots = {key: kept for key, kept in self._snapshots.items() if key[0] not in concerned}
-            answers, answer_events = self._erase_answers(what)
             receipt = replace(receipt, vectors=len(self._vectors) - len(vectors),
                               snapshots=len(self._snapshots) - len(snapshots), answers=answers,
                               answer_events=answer_events)

@@ -240,7 +240,7 @@ class AnswersInMemory:
         self._answer_positions[kind, place, name] = self._last_answer_event
         return self._last_answer_event
 
-    def _erase_answers(self, what: Erasure) -> tuple[int, int]:
+    def _erase_answers(self, what: Erasure, concerned: set[str]) -> tuple[int, int]:
         if what.session is not None:
             return 0, 0  # answers know no sessions
         going = {(answer.namespace, answer.entry_id) for answer in self._answers.values()
@@ -249,9 +249,10 @@ class AnswersInMemory:
         kept = [entry for entry in self._answer_log
                 if (entry.event.namespace, entry.event.entry_id) not in going and not _is_erased(what, entry.event)]
         events = len(self._answer_log) - len(kept)
+        left = {entry.position for entry in kept}
+        concerned.update(entry.event.namespace for entry in self._answer_log if entry.position not in left)
         self._answer_log = kept
-        positions = {entry.position for entry in kept}
-        self._answer_positions = {key: at for key, at in self._answer_positions.items() if at in positions}
+        self._answer_positions = {key: at for key, at in self._answer_positions.items() if at in left}
         if self._erase_barriers(what) or answers or events:
             self._mark += 1
             self._erased_mark = self._mark

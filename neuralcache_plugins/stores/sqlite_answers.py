@@ -179,17 +179,20 @@ class AnswersInSqlite:
         return None if row is None else Lease(*row)
 
 
-def erase_answers(connection: sqlite3.Connection, what: Erasure) -> tuple[int, int]:
-    """Erase answers and events within an erasure's transaction; return how many of each."""
+def erase_answers(connection: sqlite3.Connection, what: Erasure, concerned: set[str]) -> tuple[int, int]:
+    """Erase answers and events within an erasure's transaction; return how many of each.
+
+    Namespaces that lose events join ``concerned``: what was learned from them has to go too.
+    """
     if what.session is not None:
         return 0, 0  # answers know no sessions
     terms, values = _concerned_by_erasure(what)
     where = " AND ".join(terms)
     # events first: afterwards nobody knows which entries they were about
-    events = connection.execute(
-        f"DELETE FROM answer_events WHERE (entry_id, namespace) IN (SELECT entry_id, namespace FROM answers "
-        f"WHERE {where})", values).rowcount
-    events += _erase_events(connection, what)
+    events = _delete_events(
+        connection, f"(entry_id, namespace) IN (SELECT entry_id, namespace FROM answers WHERE {where})", values,
+        concerned)
+    events += _erase_events(connection, what, concerned)
     answers = connection.execute(f"DELETE FROM answers WHERE {where}", values).rowcount
     barriers = _erase_barriers(connection, what)
     if answers or events or barriers:
@@ -315,7 +318,7 @@ def _concerned_by_erasure(what: Erasure) -> tuple[list[str], list[str | float]]:
     return terms, values
 
 
-def _erase_events(connection: sqlite3.Connection, what: Erasure) -> int:
+def _erase_events(connection: sqlite3.Connection, what: Erasure, concerned: set[str]) -> int:
     """Erase events by namespace and age; those about documents are found through their answers alone."""
     if what.document_ids is not None:
         return 0
@@ -327,7 +330,14 @@ def _erase_events(connection: sqlite3.Connection, what: Erasure) -> int:
     if what.older_than is not None:
         terms.append("at < ?")
         values.append(what.older_than)
-    return connection.execute(f"DELETE FROM answer_events WHERE {' AND '.join(terms)}", values).rowcount
+    return _delete_events(connection, " AND ".join(terms), values, concerned)
+
+
+def _delete_events(connection: sqlite3.Connection, where: str, values: Sequence[str | float],
+                   concerned: set[str]) -> int:
+    concerned.update(row[0] for row in connection.execute(
+        f"SELECT DISTINCT namespace FROM answer_events WHERE {where}", values))
+    return connection.execute(f"DELETE FROM answer_events WHERE {where}", values).rowcount
 
 
 def _erase_barriers(connection: sqlite3.Connection, what: Erasure) -> int:

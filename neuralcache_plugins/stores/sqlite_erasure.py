@@ -42,7 +42,7 @@ def erase(connection: sqlite3.Connection, what: Erasure) -> Receipt:
     receipt = _erase_events(connection, what, concerned)
     if what == Erasure(namespace=what.namespace) and what.namespace is not None:
         concerned.add(what.namespace)
-    answers, answer_events = erase_answers(connection, what)
+    answers, answer_events = erase_answers(connection, what, concerned)
     receipt = replace(receipt, vectors=_erase_vectors(connection, what),
                       snapshots=_erase_snapshots(connection, concerned), answers=answers, answer_events=answer_events)
     if receipt != Receipt():

@@ -24,6 +24,7 @@ from neuralcache_plugins.contracts import (
     Lease,
     RecordedAnswer,
     Removal,
+    Snapshot,
     TelemetryStore,
 )
 from neuralcache_plugins.errors import StoreClosedError
@@ -390,6 +391,18 @@ class AnswerStoreConformance:
             answer.entry_id for answer in expected}
         assert kept == left
         assert (store.head().epoch != epoch) == bool(receipt.answers)
+
+    @pytest.mark.parametrize("what", [Erasure(document_ids=("a",)), Erasure(older_than=NOW + 1)],
+                             ids=["document", "age"])
+    def test_an_erasure_of_answers_takes_what_was_learned_from_them(self, store: CacheStore, what: Erasure) -> None:
+        """Snapshots of a namespace that loses events about answers go."""
+        put(store, make_answer(documents=(("a", "h1"),)))
+        head = store.head()
+        store.save_snapshot("default", "fold", Snapshot(head.epoch, 1, b"state"))
+        receipt = store.erase(what)
+
+        assert receipt.snapshots == 1
+        assert store.load_snapshot("default", "fold") is None
 
     def test_what_was_erased_is_not_put_back(self, store: CacheStore) -> None:
         """An answer that was begun before an erasure comes too late."""
