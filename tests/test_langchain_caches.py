@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from itertools import count
 from typing import Any
 
 import pytest
@@ -19,9 +20,11 @@ from langchain_core.tracers.run_collector import RunCollectorCallbackHandler
 from langchain_tests.integration_tests import AsyncCacheTestSuite, SyncCacheTestSuite
 
 from neuralcache_plugins import SemanticCache
+from neuralcache_plugins.contracts import AnswerJudged
 from neuralcache_plugins.errors import InvalidInputError
 from neuralcache_plugins.langchain import NeuralCacheLLMCache, cached, document_versions
 from neuralcache_plugins.langchain.prompts import split_prompt
+from neuralcache_plugins.semantic_cache import Judge
 from neuralcache_plugins.stores.memory import MemoryStore
 from neuralcache_plugins.testing import FailingStore, HashingEncoder
 
@@ -345,3 +348,50 @@ def test_works_inside_a_chain(answers: SemanticCache) -> None:
     chain = RunnableLambda(lambda text: {"question": text}) | model_chain(answers) | (lambda message: message.content)
 
     assert [chain.invoke("how?"), chain.invoke("how?")] == ["first answer"] * 2
+
+
+@pytest.mark.parametrize("form", ["message", "mapping"])
+@pytest.mark.parametrize("asynchronous", [False, True], ids=["sync", "async"])
+async def test_outputs_are_compared_by_what_they_say(answers: SemanticCache, form: str, asynchronous: bool) -> None:
+    """Not by their ids, token counts and contexts, which are never equal."""
+    numbers = count()
+
+    def answer(question: str) -> Any:
+        said = AIMessage("Open the app." if "reset" in question else "No.", id=f"run-{next(numbers)}")
+        return said if form == "message" else {"input": question, "context": [Document(question)], "answer": said}
+
+    chain = cached(RunnableLambda(answer), answers, scope="s")
+    for question in ("how do I reset my card", "how do I reset my new card", "how do I cancel my new card"):
+        await (chain.ainvoke(question) if asynchronous else _later(chain.invoke, question))
+    answers.flush()
+    labels = [entry.event for entry in answers._store.read_answer_events(kinds=[AnswerJudged])]
+
+    assert [label.correct for label in labels if isinstance(label, AnswerJudged)] == [True, False]
+
+
+def test_a_judge_of_ones_own_gets_outputs(answers: SemanticCache) -> None:
+    seen: list[Any] = []
+    chain = cached(RunnableLambda(lambda _: AIMessage("So.")), answers, scope="s",
+                   judge=Judge(lambda *both: bool(seen.append(both)) or True, "mine", quick=True))
+    chain.invoke("how do I reset my card")
+    chain.invoke("how do I reset my new card")
+
+    assert [[type(each) for each in both] for both in seen] == [[AIMessage, AIMessage]]
+
+
+def test_messages_that_call_tools_are_compared_as_a_whole(answers: SemanticCache) -> None:
+    def call(question: str) -> AIMessage:
+        return AIMessage("", tool_calls=[{"name": "tool", "args": {"for": question}, "id": "1"}])
+
+    chain = cached(RunnableLambda(call), answers, scope="s")
+    chain.invoke("how do I reset my card")
+    chain.invoke("how do I reset my new card")
+    answers.flush()
+    (label,) = (entry.event for entry in answers._store.read_answer_events(kinds=[AnswerJudged]))
+
+    assert isinstance(label, AnswerJudged)
+    assert not label.correct
+
+
+async def _later(function: Any, *given: Any) -> Any:
+    return function(*given)

@@ -22,6 +22,7 @@ from llama_index.core.schema import NodeRelationship, NodeWithScore, QueryBundle
 from pydantic import BaseModel, PrivateAttr
 
 from neuralcache_plugins import SemanticCache, open_store
+from neuralcache_plugins.contracts import AnswerJudged
 from neuralcache_plugins.llamaindex import NeuralCacheEmbedding, NeuralCacheQueryEngine, node_versions
 from neuralcache_plugins.stores.memory import MemoryStore
 from neuralcache_plugins.testing import FailingStore, HashingEncoder
@@ -280,3 +281,21 @@ def test_works_in_an_index() -> None:
     index = VectorStoreIndex([TextNode(id_="a", text="text")], embed_model=model)
 
     assert [each.node.node_id for each in index.as_retriever().retrieve("how?")] == ["a"]
+
+
+@pytest.mark.parametrize("asynchronous", [False, True], ids=["sync", "async"])
+async def test_answers_are_compared_by_their_text(answers: SemanticCache, asynchronous: bool) -> None:
+    """Not by their nodes and scores, which differ from question to question."""
+    class Scored(Engine):
+        def _query(self, query_bundle: QueryBundle) -> Any:
+            self.calls += 1
+            node = NodeWithScore(node=TextNode(id_="node", text="text"), score=1.0 / self.calls)
+            return Response("Open the app." if "reset" in query_bundle.query_str else "No.", [node])
+
+    engine = NeuralCacheQueryEngine(Scored(), answers, scope="s")
+    for question in ("how do I reset my card", "how do I reset my new card", "how do I cancel my new card"):
+        await ask(engine, asynchronous, question)
+    answers.flush()
+    labels = [entry.event for entry in answers._store.read_answer_events(kinds=[AnswerJudged])]
+
+    assert [label.correct for label in labels if isinstance(label, AnswerJudged)] == [True, False]

@@ -6,12 +6,13 @@ import hashlib
 import logging
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, TypeAlias
 
 from langchain_core.callbacks import AsyncCallbackManagerForChainRun, CallbackManagerForChainRun
 from langchain_core.documents import Document
 from langchain_core.load import dumps
-from langchain_core.messages import BaseMessageChunk, message_chunk_to_message
+from langchain_core.messages import BaseMessage, BaseMessageChunk, message_chunk_to_message
 from langchain_core.runnables import Runnable, RunnableConfig
 from langchain_core.runnables.base import RunnableLike, coerce_to_runnable
 from langchain_core.runnables.config import ensure_config, patch_config
@@ -21,6 +22,7 @@ from neuralcache_plugins.errors import InvalidInputError, StoreClosedError, Stor
 from neuralcache_plugins.langchain.prompts import last_human_text
 from neuralcache_plugins.langchain.serialisation import from_text, to_text
 from neuralcache_plugins.semantic_cache import SemanticCache, Sourced
+from neuralcache_plugins.semantic_cache.judges import Judge, as_judge
 from neuralcache_plugins.semantic_cache.keys import Documents, Scope, checked_documents
 
 _LOG = logging.getLogger(__name__)
@@ -28,13 +30,17 @@ _LOG = logging.getLogger(__name__)
 QuestionOf: TypeAlias = str | Callable[[Any], str] | None
 ScopeOf: TypeAlias = Scope | Callable[[Any], Scope]
 DocumentsOf: TypeAlias = Callable[[Any], Documents] | None
+JudgeOf: TypeAlias = Callable[[Any, Any], bool] | None
 
 QUESTION_KEYS = ("question", "input", "query")
 """Where a mapping's question is looked for, unless ``question`` says it."""
 
+ANSWER_KEYS = ("answer", "output", "result")
+"""Where a mapping's answer is looked for when two are compared, unless ``judge`` says whether they agree."""
+
 
 def cached(runnable: RunnableLike[Any, Any], cache: SemanticCache, *, scope: ScopeOf, question: QuestionOf = None,
-           documents: DocumentsOf = None) -> CachedRunnable:
+           documents: DocumentsOf = None, judge: JudgeOf = None) -> CachedRunnable:
     """Return a runnable that asks ``runnable`` only for what ``cache`` cannot answer.
 
     ::
@@ -50,23 +56,28 @@ def cached(runnable: RunnableLike[Any, Any], cache: SemanticCache, *, scope: Sco
     ``documents`` is a function of the input that gives (id, content hash) pairs, where they are known before. Otherwise
     an answer is bound to all ``Document`` objects in the output.
 
+    ``judge(cached, fresh) -> bool`` compares two outputs for the certificate of the semantic tier. None compares what
+    they say: the text of a message, of a mapping what is under one of ``ANSWER_KEYS``. Streams are not compared.
+
     Messages, documents, texts and JSON values are cached; any other output is passed on and not kept. Streams are
     replayed chunk by chunk; a stream that is not read to its end is not kept.
     """
-    return CachedRunnable(coerce_to_runnable(runnable), cache, scope=scope, question=question, documents=documents)
+    return CachedRunnable(coerce_to_runnable(runnable), cache, scope=scope, question=question, documents=documents,
+                          judge=judge)
 
 
 class CachedRunnable(Runnable[Any, Any]):
     """What ``cached`` returns. Thread-safe; the cache stays its owner's to close."""
 
     def __init__(self, runnable: Runnable[Any, Any], cache: SemanticCache, *, scope: ScopeOf,
-                 question: QuestionOf = None, documents: DocumentsOf = None) -> None:
+                 question: QuestionOf = None, documents: DocumentsOf = None, judge: JudgeOf = None) -> None:
         self.runnable = runnable
         self.cache = cache
         self.name = f"cached<{runnable.get_name()}>"
         self._scope = scope
         self._question = question
         self._documents = documents
+        self._judge = _on_outputs(judge)
 
     def invoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
         """Return the cached output, or the runnable's."""
@@ -96,7 +107,7 @@ class CachedRunnable(Runnable[Any, Any]):
             return _kept(self.runnable.invoke(input, _child(config, run_manager), **kwargs), place)
 
         try:
-            found = self.cache.get_or_compute(question, compute, **place)
+            found = self.cache.get_or_compute(question, compute, judge=self._judge, **place)
         except _Uncacheable as passed:
             return passed.output
         return _output(found)
@@ -109,7 +120,7 @@ class CachedRunnable(Runnable[Any, Any]):
             return _kept(await self.runnable.ainvoke(input, _child(config, run_manager), **kwargs), place)
 
         try:
-            found = await self.cache.aget_or_compute(question, compute, **place)
+            found = await self.cache.aget_or_compute(question, compute, judge=self._judge, **place)
         except _Uncacheable as passed:
             return passed.output
         return _output(found)
@@ -243,6 +254,25 @@ def _output(text: str) -> Any:
     if isinstance(whole, AddableDict):
         return dict(whole)
     return message_chunk_to_message(whole) if isinstance(whole, BaseMessageChunk) else whole
+
+
+def _on_outputs(judge: JudgeOf) -> Judge:
+    """Return a judge of outputs as the cache keeps them; ids, token counts and contexts differ from call to call."""
+    judged, view = as_judge(judge), _said if judge is None else _as_it_is
+    return replace(judged, agrees=lambda cached, fresh: judged(view(_output(cached)), view(_output(fresh))))
+
+
+def _as_it_is(output: Any) -> Any:
+    return output
+
+
+def _said(output: Any) -> Any:
+    if isinstance(output, Mapping):
+        key = next((key for key in ANSWER_KEYS if key in output), None)
+        return output if key is None else _said(output[key])
+    # a message that calls tools, or is empty, says more than its text
+    plain = isinstance(output, BaseMessage) and output.content and not getattr(output, "tool_calls", None)
+    return output.content if plain else output
 
 
 def _arguments(sourced: Sourced, place: dict[str, Any]) -> dict[str, Any]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from llama_index.core.base.base_query_engine import BaseQueryEngine
@@ -22,6 +23,7 @@ from llama_index.core.types import TokenAsyncGen, TokenGen
 from neuralcache_plugins.errors import StoreClosedError, StoreError
 from neuralcache_plugins.llamaindex.responses import nodes_of, to_value
 from neuralcache_plugins.semantic_cache import SemanticCache, Sourced
+from neuralcache_plugins.semantic_cache.judges import Judge, as_judge
 from neuralcache_plugins.semantic_cache.keys import Scope
 
 _LOG = logging.getLogger(__name__)
@@ -42,12 +44,17 @@ class NeuralCacheQueryEngine(BaseQueryEngine):
     An answer is bound to its source nodes and the documents they are from (``node_versions``), and comes back with
     them. Streamed answers are replayed token by token; a stream that is not read to its end is not kept. Structured
     (pydantic) responses are passed on and not kept.
+
+    ``judge(cached, fresh) -> bool`` compares the texts of two answers for the certificate of the semantic tier; None
+    wants the same words. Streams are not compared.
     """
 
-    def __init__(self, query_engine: BaseQueryEngine, cache: SemanticCache, *, scope: Scope | None = None) -> None:
+    def __init__(self, query_engine: BaseQueryEngine, cache: SemanticCache, *, scope: Scope | None = None,
+                 judge: Callable[[Any, Any], bool] | None = None) -> None:
         super().__init__(callback_manager=query_engine.callback_manager)
         self.query_engine = query_engine
         self.cache = cache
+        self._judge = _on_texts(judge)
         self._own_scope = {"object": os.urandom(16).hex()} if scope is None else scope
 
     def retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
@@ -72,7 +79,7 @@ class NeuralCacheQueryEngine(BaseQueryEngine):
             return _kept(self.query_engine.query(query_bundle), since)
 
         try:
-            value = self.cache.get_or_compute(query_bundle.query_str, compute, scope=scope)
+            value = self.cache.get_or_compute(query_bundle.query_str, compute, scope=scope, judge=self._judge)
         except _Passed as passed:
             since, response = passed.take() or (self.cache.moment(), self.query_engine.query(query_bundle))
             if isinstance(response, StreamingResponse):
@@ -91,7 +98,7 @@ class NeuralCacheQueryEngine(BaseQueryEngine):
             return _kept(await self.query_engine.aquery(query_bundle), since)
 
         try:
-            value = await self.cache.aget_or_compute(query_bundle.query_str, compute, scope=scope)
+            value = await self.cache.aget_or_compute(query_bundle.query_str, compute, scope=scope, judge=self._judge)
         except _Passed as passed:
             since, response = passed.take() or (self.cache.moment(), await self.query_engine.aquery(query_bundle))
             if isinstance(response, AsyncStreamingResponse):
@@ -159,6 +166,12 @@ def _kept(response: RESPONSE_TYPE, since: int | None) -> Sourced:
     if sourced is None:
         raise _Passed(response, since)
     return sourced
+
+
+def _on_texts(judge: Callable[[Any, Any], bool] | None) -> Judge:
+    """Return a judge of answers as the cache keeps them; scores and nodes differ from question to question."""
+    judged = as_judge(judge)
+    return replace(judged, agrees=lambda cached, fresh: judged(cached["text"], fresh["text"]))
 
 
 async def _replayed(tokens: Sequence[str]) -> TokenAsyncGen:
