@@ -1036,6 +1036,17 @@ def test_a_judge_says_how_often_it_is_wrong() -> None:
         Judge(lambda *_: True, "model", error_rate=1.0)
 
 
+def test_a_judge_that_fails_does_not_cost_the_answer(cache: SemanticCache) -> None:
+    def fail(*_: Any) -> bool:
+        raise ValueError("cannot say")
+
+    cache.put("how do I reset it", "so", scope=SCOPE)
+    judge = Judge(fail, "failing", quick=True)
+    assert cache.get_or_compute("how do I reset that", lambda: "fresh", scope=SCOPE, judge=judge) == "fresh"
+    assert cache.lookup("how do I reset that", scope=SCOPE)
+    assert cache.stats().degraded == {"background": 1}
+
+
 async def test_a_judge_that_errs_more_than_the_settings_say_is_refused() -> None:
     judge = Judge(lambda *_: True, "model", error_rate=0.03)
     with opened() as cache:

@@ -494,10 +494,13 @@ class SemanticCache:
         if missed.found is None or missed.found.candidate is None or missed.answer is not None:
             return
         work = partial(self._judge, missed.found.candidate, missed.proposal, judge, fresh, source="miss")
-        if judge.quick:
-            work()
-        else:
+        if not judge.quick:
             self._later(work)
+            return
+        try:
+            work()
+        except Exception as error:  # noqa: BLE001  # the user's judge, or a damaged entry: the fresh answer is there
+            self._counts.without("background", error)
 
     def _judge(self, cached: CachedAnswer, proposal: Proposal, judge: Judge, fresh: Any, *, source: str,
                hit_id: str | None = None) -> None:
