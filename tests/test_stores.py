@@ -24,7 +24,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from neuralcache_plugins import open_store
-from neuralcache_plugins.contracts import SIGNALS, AnswerBounds, Erasure, Removal, Snapshot, StoredVector
+from neuralcache_plugins.contracts import (
+    SIGNALS,
+    AnswerBounds,
+    Erasure,
+    RecordedAnswer,
+    Removal,
+    Snapshot,
+    StoredVector,
+)
 from neuralcache_plugins.errors import (
     InvalidInputError,
     SchemaVersionError,
@@ -1071,3 +1079,17 @@ def test_a_file_removed_while_open_takes_no_more_writes(tmp_path):
         path.unlink()
         with pytest.raises(StoreError, match="removed or replaced"):
             store.append([make_ranking("another")])
+
+
+def test_events_in_memory_are_read_on_from_where_one_was() -> None:
+    """A look of the cache asks for new events; it must not take longer with every event there ever was."""
+    class Unread(list[RecordedAnswer]):
+        def __iter__(self) -> Iterator[RecordedAnswer]:
+            raise AssertionError("read from the beginning")
+
+    store = MemoryStore()
+    store.put_answers([make_answer(f"q{number}") for number in range(3)], bounds=NO_BOUNDS)
+    store._answer_log = Unread(store._answer_log)
+
+    assert [entry.position for entry in store.read_answer_events(after=1)] == [2, 3]
+    assert store.read_answer_events(after=3) == []

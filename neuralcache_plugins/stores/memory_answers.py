@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -106,9 +107,10 @@ class AnswersInMemory:
                            limit: int = 1000) -> list[RecordedAnswer]:
         """Return events by position."""
         with self._open():
-            found = [entry for entry in self._answer_log
-                     if entry.position > after and namespace in (None, entry.event.namespace)
-                     and (kinds is None or type(entry.event) in kinds)]
+            # every look of the cache reads on from where it was: not from the beginning each time
+            start = bisect_right(self._answer_log, after, key=lambda entry: entry.position)
+            found = [entry for entry in self._answer_log[start:]
+                     if namespace in (None, entry.event.namespace) and (kinds is None or type(entry.event) in kinds)]
             return found[:limit]
 
     def served_answer(self, hit_id: str, *, namespace: str) -> AnswerServed | None:
