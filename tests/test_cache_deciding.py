@@ -173,3 +173,35 @@ def test_a_label_that_cannot_be_learned_counts_once(tmp_path: Path, monkeypatch:
             cache.certificate()
         cache.certificate()
         assert len(learned) == len(set(learned)) > 2
+
+
+def test_another_encoder_starts_anew(filled: tuple[str, dict[str, Any]]) -> None:
+    """What was certified with one encoder's similarities says nothing of another's."""
+    url, told = filled
+    with SemanticCache(HashingEncoder(64), store=url, settings=LENIENT) as other:
+        hits = [other.lookup(f"change my {thing} please", scope=SCOPE) for thing in THINGS]
+        other.put("how do I change my hat", "so", scope=SCOPE)
+        assert other.lookup("how can I change my hat", scope=SCOPE) is None
+
+        assert not any(hit is not None and hit.kind == "semantic" for hit in hits)
+        assert not other.certificate().live
+    with SemanticCache(HashingEncoder(), store=url, settings=LENIENT) as same:
+        assert [one.hit for one in (same.explain(f"change my {thing} please", SCOPE) for thing in THINGS)] == [
+            one.hit for one in told["seen"]]
+        assert same.certificate().live
+
+
+def test_looking_up_and_putting_earns_a_certificate_and_is_audited(tmp_path: Path) -> None:
+    """Who computes by himself is asked to do so again for one in two answers here, and both are compared."""
+    with SemanticCache(HashingEncoder(), store=f"sqlite:///{tmp_path / 'c.db'}", settings=LENIENT, seed=1) as cache:
+        stream = questions(0)
+        for _ in range(500):
+            question, answer = next(stream)
+            if cache.lookup(question, scope=SCOPE) is None:
+                cache.put(question, answer, scope=SCOPE)
+        cache.flush()
+        stats = cache.stats()
+
+        assert stats.semantic_hits > 20
+        assert 0.25 < stats.misses["audited"] / (stats.misses["audited"] + stats.semantic_hits) < 0.75
+        assert cache.certificate().audited == stats.misses["audited"]

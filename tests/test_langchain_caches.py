@@ -395,3 +395,17 @@ def test_messages_that_call_tools_are_compared_as_a_whole(answers: SemanticCache
 
 async def _later(function: Any, *given: Any) -> Any:
     return function(*given)
+
+
+def test_model_calls_are_compared_so_that_similar_ones_can_be_answered() -> None:
+    """What the cache of model calls could not answer is compared with the fresh generations."""
+    with SemanticCache(HashingEncoder(), store="memory://") as cache:
+        calls = NeuralCacheLLMCache(cache)
+        first, second = "how do I reset my password", "how can I reset my password"
+        calls.update(first, "m", [Generation(text="Open the settings.", generation_info={"id": 1})])
+        assert calls.lookup(second, "m") is None
+        calls.update(second, "m", [Generation(text="open the settings", generation_info={"id": 2})])
+        cache.flush()
+        labels = [entry.event for entry in cache._store.read_answer_events(kinds=[AnswerJudged])]
+
+    assert [(label.source, label.correct) for label in labels] == [("miss", True)]

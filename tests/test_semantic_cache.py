@@ -157,7 +157,7 @@ class Nearest:
         self.audit, self.least = audit, least
         self.learned: list[AnswerJudged] = []
 
-    def decide(self, question: str, near: Any, *, documents: Any, now: float, coin: float) -> Proposal:
+    def decide(self, question: str, near: Any, *, encoder: str, documents: Any, now: float, coin: float) -> Proposal:
         if not near:
             return Proposal(reasons=("no similar question is cached",))
         first = near[0].cached.entry_id
@@ -172,7 +172,10 @@ class Nearest:
         return f"{reused} reused"
 
     name = "nearest"
-    quarantined_until = float("-inf")
+    quarantined = float("-inf")
+
+    def quarantined_until(self, encoder: str) -> float:
+        return self.quarantined
 
     def note(self, cached: Any) -> None:
         pass
@@ -906,7 +909,7 @@ def test_what_may_not_be_served_does_not_crowd_out_what_may(deciders: list[Neare
             cache.put(f"how do I reset it {'x' * number}", "old", scope=SCOPE, ttl=None if number % 2 else 1.0)
         cache.put("how do I reset it from another version", "old", scope=SCOPE, documents=[("a", "1")])
         cache.certificate()
-        deciders[-1].quarantined_until = clock()
+        deciders[-1].quarantined = clock()
         clock.advance(10.0)
         cache.put("something else about resetting", "new", scope=SCOPE)
         hit = cache.lookup("how do I reset it", scope=SCOPE)

@@ -140,7 +140,7 @@ class CachedRunnable(Runnable[Any, Any]):
         sourced = _sourced(chunks, place, streamed=True)
         if sourced is not None:
             with _tolerating():
-                self.cache.put(question, since=since, **_arguments(sourced, place))
+                self.cache.put(question, since=since, judge=self._judge, **_arguments(sourced, place))
 
     async def _astream(self, inputs: AsyncIterator[Any], run_manager: AsyncCallbackManagerForChainRun,
                        config: RunnableConfig, **kwargs: Any) -> AsyncIterator[Any]:
@@ -158,7 +158,7 @@ class CachedRunnable(Runnable[Any, Any]):
             sourced = _sourced(chunks, place, streamed=True)
             if sourced is not None:
                 with _tolerating():
-                    await self.cache.aput(question, since=since, **_arguments(sourced, place))
+                    await self.cache.aput(question, since=since, judge=self._judge, **_arguments(sourced, place))
 
     def _place(self, input: Any, config: RunnableConfig, kwargs: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
         """Return the question, and scope and documents as the cache takes them."""

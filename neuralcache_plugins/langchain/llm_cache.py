@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import zip_longest
 from typing import Any
 
 from langchain_core.caches import BaseCache
@@ -13,6 +15,7 @@ from neuralcache_plugins.errors import StoreClosedError, StoreError
 from neuralcache_plugins.langchain.prompts import FindQuestion, split_prompt
 from neuralcache_plugins.langchain.serialisation import from_text, to_text
 from neuralcache_plugins.semantic_cache import CacheHit, SemanticCache
+from neuralcache_plugins.semantic_cache.judges import Judge, as_judge
 
 _LOG = logging.getLogger(__name__)
 
@@ -29,12 +32,16 @@ class NeuralCacheLLMCache(BaseCache):
     ``question`` finds the question inside of its text; the rest of it has to be equal too.
 
     All generations are kept, as LangChain serialises them; what would not come back equal is not kept. A store that
-    fails never fails the model call. ``clear()`` removes everything in the cache's namespace, so give this one its own.
+    fails never fails the model call. ``judge(cached, fresh) -> bool`` compares the texts of two generations for the
+    certificate of similar questions; None overlooks case, punctuation and blanks. ``clear()`` removes everything in the
+    cache's namespace, so give this one its own.
     """
 
-    def __init__(self, cache: SemanticCache, *, question: FindQuestion = None) -> None:
+    def __init__(self, cache: SemanticCache, *, question: FindQuestion = None,
+                 judge: Callable[[Any, Any], bool] | None = None) -> None:
         self.cache = cache
         self._question = question
+        self._judge = _on_generations(judge)
 
     def lookup(self, prompt: str, llm_string: str) -> list[Generation] | None:
         """Return the generations for a prompt, or None."""
@@ -48,7 +55,7 @@ class NeuralCacheLLMCache(BaseCache):
             return
         question, scope = self._place(prompt, llm_string)
         try:
-            self.cache.put(question, text, scope=scope)
+            self.cache.put(question, text, scope=scope, judge=self._judge)
         except StoreError as error:
             _not_kept(error)
 
@@ -68,7 +75,7 @@ class NeuralCacheLLMCache(BaseCache):
             return
         question, scope = self._place(prompt, llm_string)
         try:
-            await self.cache.aput(question, text, scope=scope)
+            await self.cache.aput(question, text, scope=scope, judge=self._judge)
         except StoreError as error:
             _not_kept(error)
 
@@ -89,6 +96,23 @@ def _generations(hit: CacheHit | None) -> list[Generation] | None:
     except ValueError:
         return None  # somebody else's entry, or one of a class that is not allowed any more
     return found
+
+
+def _on_generations(judge: Callable[[Any, Any], bool] | None) -> Judge:
+    """Return a judge of generations as the cache keeps them; ids and token counts differ from call to call."""
+    judged = as_judge(judge)
+
+    def agrees(cached: str, fresh: str) -> bool:
+        pairs = list(zip_longest(from_text(cached), from_text(fresh)))
+        return all(None not in pair and _calls(pair[0]) == _calls(pair[1]) and judged(pair[0].text, pair[1].text)
+                   for pair in pairs)
+
+    return replace(judged, agrees=agrees)
+
+
+def _calls(generation: Generation) -> list[tuple[str, Any]]:
+    message = getattr(generation, "message", None)
+    return [(call["name"], call["args"]) for call in getattr(message, "tool_calls", ())]
 
 
 def _not_kept(error: StoreError) -> None:

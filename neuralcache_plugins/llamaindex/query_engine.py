@@ -128,7 +128,8 @@ class NeuralCacheQueryEngine(BaseQueryEngine):
         sourced = to_value(response, "".join(tokens), tokens)
         if sourced is not None:
             try:
-                self.cache.put(question, sourced.value, scope=scope, documents=sourced.documents, since=since)
+                self.cache.put(question, sourced.value, scope=scope, documents=sourced.documents, since=since,
+                               judge=self._judge)
             except StoreError as error:
                 _not_kept(error)
 
@@ -141,7 +142,8 @@ class NeuralCacheQueryEngine(BaseQueryEngine):
         sourced = to_value(response, "".join(tokens), tokens)
         if sourced is not None:
             try:
-                await self.cache.aput(question, sourced.value, scope=scope, documents=sourced.documents, since=since)
+                await self.cache.aput(question, sourced.value, scope=scope, documents=sourced.documents, since=since,
+                                      judge=self._judge)
             except StoreError as error:
                 _not_kept(error)
 

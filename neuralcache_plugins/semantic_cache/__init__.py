@@ -65,7 +65,7 @@ from neuralcache_plugins.stores import open_store
 __all__ = ["CacheHit", "CacheStats", "Explanation", "Judge", "SemanticCache", "Sourced"]
 
 _PATIENCE_SECONDS = 5.0
-_MARKS = 4096
+_MISSED = 4096
 
 
 class SemanticCache:
@@ -131,7 +131,7 @@ class SemanticCache:
         self._computing = ComputeStage(self._keys, self._looks, self._leases, self._counts, self._threads, clock)
         self._lock = threading.Lock()
         self._coins = np.random.default_rng(seed)
-        self._marks: OrderedDict[AnswerKey, int] = OrderedDict()
+        self._missed: OrderedDict[AnswerKey, Look] = OrderedDict()
         self._jobs: set[threading.Thread] = set()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._closed = False
@@ -153,7 +153,8 @@ class SemanticCache:
         """Return the cached answer to a question within a scope, or None.
 
         With ``documents`` an exact answer must have been made from exactly these versions. Reads only; a failing store
-        or encoder is a miss, counted in ``stats()``. ``InvalidInputError`` for arguments that cannot be used.
+        or encoder is a miss, counted in ``stats()``. A similar question's answer whose turn it is to be audited is not
+        returned: the ``put`` of a fresh one compares the two. ``InvalidInputError`` for arguments that cannot be used.
         """
         return self.lookup_many([question], scope=scope, documents=documents)[0]
 
@@ -162,28 +163,32 @@ class SemanticCache:
         """Look several questions of one scope up with one query."""
         self._check_open()
         asked = [self._keys.asked(question, scope, documents) for question in questions]
-        looks = self._look(asked)
+        looks = [look.withheld() for look in self._look(asked)]
         for look in looks:
-            self._remember_mark(look)
+            self._remember(look)
         return [self._hit(look) for look in looks]
 
     def put(self, question: str, answer: Any, *, scope: Scope, documents: Documents = (),
             ttl: float | timedelta | None = None, cost: float | None = None, seconds: float = 0.0,
-            since: int | None = None) -> str | None:
+            since: int | None = None, judge: Callable[[Any, Any], bool] | None = None) -> str | None:
         """Keep an answer, durably when this returns, and return its entry's id.
 
         None if it is not kept: one of its documents, its scope or the namespace was invalidated since ``since`` (a
         ``moment()``; without it, since this object looked the question up in vain), or a document is known to have
         another version, or the answer alone is larger than ``max_bytes``. ``ttl`` in seconds beats the settings.
-        ``cost`` and ``seconds`` are what computing it took.
+        ``cost`` and ``seconds`` are what computing it took. After a ``lookup`` in vain ``judge(cached, fresh) -> bool``
+        compares the answer that came nearest to being returned with this one, as in ``get_or_compute``.
         Raises ``InvalidInputError`` for what cannot be an answer, ``StoreError`` when it cannot be stored.
         """
         self._check_open()
+        judged = self._checked(as_judge(judge))
         asked = self._keys.asked(question, scope, documents)
         with self._lock:
-            looked = self._marks.pop(asked.key, None)
-        mark = looked if since is None else since
+            missed = self._missed.pop(asked.key, None)
+        mark = since if since is not None or missed is None else missed.mark
         entry_id, _ = self._put(asked, answer, mark=mark, ttl=ttl, cost=cost, seconds=seconds)
+        if missed is not None:
+            self._compare(missed, judged, answer)
         return entry_id
 
     def get_or_compute(self, question: str, compute: Compute, *, scope: Scope, documents: Documents = (),
@@ -279,10 +284,10 @@ class SemanticCache:
 
     async def aput(self, question: str, answer: Any, *, scope: Scope, documents: Documents = (),
                    ttl: float | timedelta | None = None, cost: float | None = None, seconds: float = 0.0,
-                   since: int | None = None) -> str | None:
+                   since: int | None = None, judge: Callable[[Any, Any], bool] | None = None) -> str | None:
         """Do what ``put`` does."""
         return await self._threads.quickly(self.put, question, answer, scope=scope, documents=documents, ttl=ttl,
-                                           cost=cost, seconds=seconds, since=since)
+                                           cost=cost, seconds=seconds, since=since, judge=judge)
 
     async def aget_or_compute(self, question: str, compute: AnyCompute, *, scope: Scope, documents: Documents = (),
                               judge: Callable[[Any, Any], bool] | None = None,
@@ -420,15 +425,15 @@ class SemanticCache:
         self._counts.hit(counted_as, seconds=answer.seconds, cost=answer.cost)
         return CacheHit(hit_id, kind, values.value_of(answer), answer.question, proposal.score)
 
-    def _remember_mark(self, look: Look) -> None:
-        """Remember when a question was found missing: a put on the strength of that must not come too late."""
+    def _remember(self, look: Look) -> None:
+        """Remember when a question was found missing, for the put that may follow: it must not come too late."""
         if look.mark is None or look.answer is not None:
             return
         with self._lock:
             # the earlier look counts: nobody knows which of them the put will be for
-            self._marks.setdefault(look.asked.key, look.mark)
-            while len(self._marks) > _MARKS:
-                self._marks.popitem(last=False)
+            self._missed.setdefault(look.asked.key, look)
+            while len(self._missed) > _MISSED:
+                self._missed.popitem(last=False)
 
     # keeping answers
 
@@ -493,7 +498,8 @@ class SemanticCache:
         """Judge the answer that was not served, now that the fresh one is there anyway."""
         if missed.found is None or missed.found.candidate is None or missed.answer is not None:
             return
-        work = partial(self._judge, missed.found.candidate, missed.proposal, judge, fresh, source="miss")
+        source = "miss" if missed.proposal.serve is None else "audit"
+        work = partial(self._judge, missed.found.candidate, missed.proposal, judge, fresh, source=source)
         if not judge.quick:
             self._later(work)
             return

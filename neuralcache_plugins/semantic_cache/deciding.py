@@ -15,7 +15,7 @@ import numpy as np
 from neuralcache_plugins.contracts import AnswerJudged, CachedQuestion, DocumentVersion
 from neuralcache_plugins.errors import InvalidInputError
 from neuralcache_plugins.semantic_cache.certificate import Certificate
-from neuralcache_plugins.semantic_cache.features import FEATURES, Neighbour
+from neuralcache_plugins.semantic_cache.features import FEATURES, Neighbour, Rarity
 from neuralcache_plugins.semantic_cache.nearest import Near
 from neuralcache_plugins.semantic_cache.parsing import Question, parse
 from neuralcache_plugins.semantic_cache.policy import FORMAT, Decision, Label, Policy
@@ -29,11 +29,16 @@ _POLICY_SETTINGS = ("max_error", "confidence", "audit_rate", "judge_error")
 
 
 class PolicyDecider:
-    """A ``Policy`` between the tier's entries and events; see ``semantic.Decider``."""
+    """One ``Policy`` for each encoder, between the tier's entries and events; see ``semantic.Decider``.
 
-    def __init__(self, settings: CacheSettings, policy: Policy | None = None) -> None:
+    What was certified with one encoder's similarities says nothing of another's. Rare words are the same for all.
+    """
+
+    def __init__(self, settings: CacheSettings) -> None:
         self._settings = settings
-        self._policy = policy or Policy(settings)
+        self._policies: dict[float, Policy] = {}
+        self._latest = _number("")
+        self._rarity = Rarity()
         self._parsed: OrderedDict[str, Question] = OrderedDict()
 
     @property
@@ -42,25 +47,25 @@ class PolicyDecider:
         chosen = json.dumps([getattr(self._settings, name) for name in _POLICY_SETTINGS] + list(FEATURES))
         return f"answers-{FORMAT}-{hashlib.blake2b(chosen.encode(), digest_size=8).hexdigest()}"
 
-    @property
-    def quarantined_until(self) -> float:
-        """The time of the last alarm."""
-        return self._policy.quarantined_until
+    def quarantined_until(self, encoder: str) -> float:
+        """Return the time of the last alarm; entries made until then are not to be looked at."""
+        return self._policy(_number(encoder)).quarantined_until
 
     def note(self, cached: Sequence[CachedQuestion]) -> None:
         """Count the words of questions that were put into the cache."""
         for one in cached:
-            self._policy.rarity.note(self._question(one))
+            self._rarity.note(self._question(one))
 
-    def decide(self, question: str, near: Sequence[Near], *, documents: tuple[DocumentVersion, ...], now: float,
-               coin: float) -> Proposal:
-        """Return what the policy says to a question, with all that a later label needs."""
+    def decide(self, question: str, near: Sequence[Near], *, encoder: str, documents: tuple[DocumentVersion, ...],
+               now: float, coin: float) -> Proposal:
+        """Return what the encoder's policy says to a question, with all that a later label needs."""
         neighbours = [
             Neighbour(place, one.similarity, self._question(one.cached), one.cached.answer,
                       frozenset(name for name, _ in one.cached.documents), one.cached.created_at)
             for place, one in enumerate(near)
         ]
-        decision = self._policy.decide(
+        self._latest = _number(encoder)
+        decision = self._policy(self._latest).decide(
             parse(question), neighbours, now=now, coin=coin, documents=frozenset(name for name, _ in documents)
         )
         return Proposal(
@@ -69,22 +74,25 @@ class PolicyDecider:
             score=decision.score,
             audit=decision.audit,
             reasons=decision.reasons,
-            features={} if decision.candidate is None else _told(decision),
+            features={} if decision.candidate is None else _told(decision, self._latest),
             propensity=decision.rate,
         )
 
     def learn(self, label: AnswerJudged) -> None:
         """Fold a judged answer in; one that nobody compared by its features, such as an exact hit, teaches nothing."""
-        if label.features.keys() >= {"coin", "rate", *FEATURES}:
-            self._policy.learn(_label(label))
+        if label.features.keys() >= {"encoder", "coin", "rate", *FEATURES}:
+            self._latest = label.features["encoder"]
+            self._policy(self._latest).learn(_label(label))
 
     def certificate(self, *, reused: int) -> Certificate:
-        """Return what may be said of the answers reused so far."""
-        return self._policy.certificate(reused=reused)
+        """Return what may be said of the answers reused so far, with the encoder that was heard of last."""
+        return self._policy(self._latest).certificate(reused=reused)
 
     def pack(self) -> bytes:
         """Return what was learned as bytes: a JSON header and plain arrays, no pickle."""
-        header, arrays = self._policy.pack()
+        packed = [policy.pack() for policy in self._policies.values()]
+        header = {"encoders": list(self._policies), "latest": self._latest, "policies": [own for own, _ in packed]}
+        arrays = {f"{place}.{name}": array for place, (_, own) in enumerate(packed) for name, array in own.items()}
         out = io.BytesIO()
         text = np.frombuffer(json.dumps(header).encode(), dtype=np.uint8)
         np.savez(out, header=text, **arrays)  # type: ignore[arg-type]  # numpy's stub takes only keyword arrays
@@ -93,13 +101,27 @@ class PolicyDecider:
     @classmethod
     def unpack(cls, data: bytes, settings: CacheSettings) -> PolicyDecider:
         """Return what ``pack`` made bytes of; ``InvalidInputError`` if it cannot be read."""
+        decider = cls(settings)
         try:
             with np.load(io.BytesIO(data), allow_pickle=False) as archive:
                 arrays = {name: archive[name] for name in archive.files}
-            header: dict[str, Any] = json.loads(arrays.pop("header").tobytes())
-            return cls(settings, Policy.unpack(header, arrays, settings))
-        except (KeyError, ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
+            header: dict[str, Any] = json.loads(arrays["header"].tobytes())
+            for place, (encoder, own) in enumerate(zip(header["encoders"], header["policies"], strict=True)):
+                mine = {name.removeprefix(f"{place}."): array for name, array in arrays.items()
+                        if name.startswith(f"{place}.")}
+                policy = Policy.unpack(own, mine, settings)
+                policy.rarity = decider._rarity
+                decider._policies[encoder] = policy
+            decider._latest = header["latest"]
+        except (KeyError, TypeError, ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
             raise InvalidInputError(f"not a policy: {error}") from error
+        return decider
+
+    def _policy(self, encoder: float) -> Policy:
+        policy = self._policies.get(encoder)
+        if policy is None:
+            policy = self._policies[encoder] = Policy(self._settings, self._rarity)
+        return policy
 
     def _question(self, cached: CachedQuestion) -> Question:
         known = self._parsed.get(cached.entry_id)
@@ -110,9 +132,14 @@ class PolicyDecider:
         return known
 
 
-def _told(decision: Decision) -> Mapping[str, float]:
+def _told(decision: Decision, encoder: float) -> Mapping[str, float]:
     return {**dict(zip(FEATURES, decision.features.tolist(), strict=True)), "coin": decision.coin,
-            "rate": decision.rate}
+            "rate": decision.rate, "encoder": encoder}
+
+
+def _number(encoder: str) -> float:
+    """Return the encoder's fingerprint as a number that a float holds exactly: labels are numbers by name."""
+    return float(int.from_bytes(hashlib.blake2b(encoder.encode("utf-8", "surrogatepass"), digest_size=6).digest()))
 
 
 def _label(judged: AnswerJudged) -> Label:

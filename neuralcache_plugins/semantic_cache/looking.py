@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from neuralcache_plugins.contracts import CachedAnswer
 from neuralcache_plugins.errors import EncoderError, MissingExtraError, StoreClosedError, StoreError
@@ -20,6 +20,7 @@ CHANGED = "documents changed"
 NO_STORE = "store failed"
 OTHERWISE = "similar questions mean something else"
 NOT_SURE = "not sure enough of a similar answer"
+AUDITED = "audited"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +47,13 @@ class Look:
     def proposal(self) -> Proposal:
         """What the decider said; an empty one if it was not asked."""
         return Proposal() if self.found is None else self.found.proposal
+
+
+    def withheld(self) -> Look:
+        """Return this look, as a miss if its answer is to be audited: the caller then makes a fresh one."""
+        if self.found is None or not self.is_semantic or not self.proposal.audit:
+            return self
+        return replace(self, answer=None, reason=AUDITED, found=replace(self.found, served=None))
 
 
 class LookStage:

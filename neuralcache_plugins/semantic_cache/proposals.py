@@ -36,15 +36,14 @@ class Decider(Protocol):
     def name(self) -> str:
         """What snapshots of it go by: those of another fold or other limits are not this one's."""
 
-    @property
-    def quarantined_until(self) -> float:
-        """Entries made until this time are not to be looked at."""
+    def quarantined_until(self, encoder: str) -> float:
+        """Return the time until which entries were made that are not to be looked at."""
 
     def note(self, cached: Sequence[CachedQuestion]) -> None:
         """Take note of questions that were put into the cache."""
 
-    def decide(self, question: str, near: Sequence[Near], *, documents: tuple[DocumentVersion, ...], now: float,
-               coin: float) -> Proposal:
+    def decide(self, question: str, near: Sequence[Near], *, encoder: str, documents: tuple[DocumentVersion, ...],
+               now: float, coin: float) -> Proposal:
         """Return a proposal; changes nothing. ``near`` is nearest first; ``coin`` is uniform in [0, 1)."""
 
     def learn(self, label: AnswerJudged) -> None:

@@ -154,13 +154,14 @@ class SemanticTier:
 
     def _propose(self, asked: Asked, row: Vector | None, now: float, coin: float) -> tuple[Proposal, tuple[Near, ...]]:
         encoder = self._encoders.fingerprint(len(np.asarray(row)))
-        assert self._decider is not None
-        near = tuple(self._nearest.find(np.asarray(row), scope=asked.scope, encoder=encoder, now=now,
-                                        made_after=self._decider.quarantined_until,
-                                        usable=lambda cached: _is_usable(cached, asked)))
         with self._lock:
             assert self._decider is not None
-            return self._decider.decide(asked.question, near, documents=asked.documents, now=now, coin=coin), near
+            made_after = self._decider.quarantined_until(encoder)
+        near = tuple(self._nearest.find(np.asarray(row), scope=asked.scope, encoder=encoder, now=now,
+                                        made_after=made_after, usable=lambda cached: _is_usable(cached, asked)))
+        with self._lock:
+            return self._decider.decide(asked.question, near, encoder=encoder, documents=asked.documents, now=now,
+                                        coin=coin), near
 
     def _catch_up(self) -> None:
         """Take in the questions and fold the labels that any process has written; all anew after an erasure."""
