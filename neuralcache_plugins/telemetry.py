@@ -25,6 +25,7 @@ from neuralcache_plugins.contracts import (
     Erasure,
     Event,
     FeedbackGiven,
+    HalfVector,
     RankingServed,
     Recorded,
     StoredVector,
@@ -36,6 +37,7 @@ from neuralcache_plugins.errors import ErasedMeanwhileError, InvalidInputError, 
 _LOG = logging.getLogger(__name__)
 
 _BATCH = 256
+_HALF_BYTES = 2
 _SHELF_ROOM = 100_000
 _LONGEST_WAIT_SECONDS = 30.0
 
@@ -107,7 +109,8 @@ class Recorder:
 
     def recent(self, ranking_id: str, namespace: str | None = None) -> RankingServed | None:
         """Return a ranking that is not written yet or was written lately; costs no query."""
-        return self._buffer.find_pending(ranking_id, namespace) or self._buffer.find_recent(ranking_id, namespace)
+        pending = self._buffer.find_pending(ranking_id, namespace) if len(self._buffer) else None
+        return pending or self._buffer.find_recent(ranking_id, namespace)
 
     def latest_pending(self, query_key: str, namespace: str) -> RankingServed | None:
         """Return the newest ranking of a question that is not written yet: newer than any in the store."""
@@ -194,6 +197,8 @@ class _Buffer:
             return _find(self._pending, ranking_id, namespace)
 
     def find_recent(self, ranking_id: str, namespace: str | None) -> RankingServed | None:
+        if namespace is not None:
+            return self._recent.get((namespace, ranking_id))
         with self._lock:
             return _find(self._recent, ranking_id, namespace)
 
@@ -285,11 +290,12 @@ class _Writer:
 
     def write_feedback(self, event: FeedbackGiven, epoch: int | None) -> Recorded:
         with self._turn:
-            rankings: list[RankingServed] = []
-            if len(self._buffer):
-                # many rankings go first, in transactions of their own: the one with the feedback stays small
-                self._write_rankings(leave=_BATCH)
-                rankings = list(map(storable_ranking, self._buffer.pending()))
+            if not len(self._buffer):
+                known = self._buffer.find_recent(event.ranking_id, event.namespace)
+                return self._append([storable_feedback(event, known)], epoch)[0]
+            # many rankings go first, in transactions of their own: the one with the feedback stays small
+            self._write_rankings(leave=_BATCH)
+            rankings = list(map(storable_ranking, self._buffer.pending()))
             feedback = storable_feedback(event, self._known(event, rankings))
             try:
                 return self._append([*rankings, feedback], epoch)[-1]
@@ -451,18 +457,24 @@ def storable_ranking(event: RankingServed) -> RankingServed:
     columns = [event.scores, event.cold, event.propensities, *event.signals.values()]
     rounded = iter(_storable([*chain.from_iterable(columns), event.trust]))
     scores, cold, propensities, *signals = [tuple(islice(rounded, len(column))) for column in columns]
+    question = event.query_vector
     return replace(
-        event, query_vector=_storable_vector(event.query_vector), scores=scores, cold=cold,
+        event, query_vector=None if question is None else _half(question).astype(np.float32), scores=scores, cold=cold,
         propensities=propensities, signals=dict(zip(names, signals, strict=True)), trust=next(rounded),
     )
 
 
 def storable_feedback(event: FeedbackGiven, ranking: RankingServed | None = None) -> FeedbackGiven:
-    """Return the feedback as any store hands it back, about a ranking that is already storable if one is given."""
+    """Return the feedback as any store hands it back, about a ranking that is already storable if one is given.
+
+    What is storable already comes back as it is: somebody waits for this.
+    """
     rewards = tuple([(name, float(f"{reward:.6g}")) for name, reward in event.rewards])
-    # not ``replace``: feedback waits for this, and it takes four times as long
+    vector = event.document_vector
+    if event.ranking is ranking and rewards == event.rewards and (vector is None or vector.itemsize == _HALF_BYTES):
+        return event
     return FeedbackGiven(event.feedback_id, event.ranking_id, event.namespace, event.at, event.source, rewards,
-                         ranking or storable_ranking(event.ranking), _storable_vector(event.document_vector))
+                         ranking or storable_ranking(event.ranking), None if vector is None else _half(vector))
 
 
 def _storable(values: Sequence[float]) -> list[float]:
@@ -470,8 +482,8 @@ def _storable(values: Sequence[float]) -> list[float]:
     return [float(digits) for digits in (("%g " * len(values)) % tuple(values)).split()]
 
 
-def _storable_vector(vector: Vector | None) -> Vector | None:
-    return None if vector is None else vector.astype(np.float16).astype(np.float32)
+def _half(vector: Vector | HalfVector) -> HalfVector:
+    return vector.astype(np.float16, copy=False)
 
 
 def _find(rankings: OrderedDict[_Key, RankingServed], ranking_id: str, namespace: str | None) -> RankingServed | None:

@@ -1,5 +1,8 @@
 """Learned state is a fold over the log: deterministic, rebuilt from snapshots, bounded, and only read by reading."""
 
+import tempfile
+from contextlib import ExitStack, closing
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -13,6 +16,7 @@ from neuralcache_plugins.memory.questions import Origin, Questions, Slopes
 from neuralcache_plugins.memory.snapshots import fold_name, pack, unpack
 from neuralcache_plugins.settings import RerankSettings
 from neuralcache_plugins.stores.memory import MemoryStore
+from neuralcache_plugins.stores.sqlite import SqliteStore
 from neuralcache_plugins.telemetry import Recorder
 from neuralcache_plugins.testing import FailingStore, make_feedback, make_ranking
 
@@ -305,6 +309,31 @@ def test_two_processes_on_one_store_end_in_the_same_state():
     assert same(fresh.state("default"), one.state("default"))
     for recorder in (first, second, third):
         recorder.close()
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.tuples(st.booleans(), st.sampled_from(["serve", "tell", "look", "forget"])), max_size=40))
+def test_whoever_writes_between_whom_all_processes_end_in_the_state_of_the_log(steps):
+    """Each vouches only for its own events: what the other wrote before, between and after them is not missed."""
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as open_:
+        stores = [open_.enter_context(closing(SqliteStore(f"{folder}/t.db"))) for _ in range(3)]
+        pairs = [attached(store) for store in stores]
+        events = random_events(14, len(steps))
+        rankings = [event for event in events if hasattr(event, "query_key")]
+        feedback = [event for event in events if not hasattr(event, "query_key")]
+        for number, (second, what) in enumerate(steps):
+            memory, recorder = pairs[second]
+            if what == "serve":
+                log(recorder, rankings[number : number + 1])
+            elif what == "tell" and feedback:
+                recorder.told(feedback.pop())
+            elif what == "look":
+                memory.state("default")
+            elif what == "forget" and number % 5 == 0:
+                stores[second].erase(Erasure(session="s1"))
+        states = [memory.state("default") for memory, _ in pairs]
+        assert same(states[0], states[2])
+        assert same(states[1], states[2])
 
 
 def test_namespaces_learn_apart():

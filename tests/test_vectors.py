@@ -41,6 +41,12 @@ def test_rows_that_cannot_be_used_become_zeros_and_are_named():
     assert rows[[0, 5]] == pytest.approx(np.array([[0.6, 0.8], [0.0, 1.0]]))
 
 
+@pytest.mark.parametrize("length", [1e-38, 1.9e-22, 1.0, 3e38])
+def test_how_long_a_row_is_says_nothing(length):
+    assert unit_rows([[0.0, length], [2.0, 0.0]], count=2, width=2)[0].tolist() == [[0.0, 1.0], [1.0, 0.0]]
+    assert unit_vector([0.0, -length], name="query_vector").tolist() == [0.0, -1.0]
+
+
 @given(
     arrays(
         np.float64,

@@ -20,6 +20,7 @@ from neuralcache_plugins.contracts.answers import (
 )
 from neuralcache_plugins.contracts.arrays import (
     Array,
+    HalfVector,
     Matrix,
     Positions,
     Vector,
@@ -73,6 +74,7 @@ __all__ = [
     "Explanation",
     "FeedbackGiven",
     "FoundAnswers",
+    "HalfVector",
     "Head",
     "Lease",
     "Matrix",

@@ -10,6 +10,9 @@ import numpy.typing as npt
 Vector: TypeAlias = npt.NDArray[np.float32]
 """One float32 row, shape (d,), or one number per candidate, shape (n,)."""
 
+HalfVector: TypeAlias = npt.NDArray[np.float16]
+"""The same in the precision in which stores keep vectors."""
+
 Matrix: TypeAlias = npt.NDArray[np.float32]
 """float32 rows, shape (n, d)."""
 

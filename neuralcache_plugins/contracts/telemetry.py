@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias, runtime_checkable
+from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
-from neuralcache_plugins.contracts.arrays import Vector
+from neuralcache_plugins.contracts.arrays import HalfVector, Vector
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -52,7 +52,7 @@ class FeedbackGiven:
 
     ``rewards`` pairs document ids with rewards in [-1, 1]. ``ranking`` is the ranking that the feedback is about;
     stores keep it once and hand it back with the event. ``document_vector`` is the unit mean of the vectors of the
-    documents that helped, where they were known.
+    documents that helped, where they were known; float16 is what stores keep of it.
     """
 
     feedback_id: str
@@ -62,26 +62,25 @@ class FeedbackGiven:
     source: str
     rewards: tuple[tuple[str, float], ...]
     ranking: RankingServed
-    document_vector: Vector | None = None
+    document_vector: Vector | HalfVector | None = None
 
 
 Event: TypeAlias = RankingServed | FeedbackGiven
 
 
-@dataclass(frozen=True, slots=True)
-class Recorded:
+class Recorded(NamedTuple):
     """An event and the position that the store gave it. Positions rise; gaps are allowed."""
 
     position: int
     event: Event
 
 
-@dataclass(frozen=True, slots=True)
-class Appended:
-    """What ``TelemetryStore.append`` did: one position per event handed in, and the signs right before and after.
+class Appended(NamedTuple):
+    """What ``TelemetryStore.append`` did: one position per event handed in, and the signs before and after.
 
-    A reader that knew ``before`` misses nothing when it goes on from ``sign``. Where the store cannot be sure of that,
-    ``before`` equals no other sign.
+    They hold as long as nobody else wrote: only then will ``TelemetryStore.sign`` give ``sign``, and a reader that was
+    level with the log at ``before`` misses nothing when it goes on from there. Where more was stored than was handed
+    in (the ranking that feedback carried), ``before`` is None.
     """
 
     positions: tuple[int, ...]

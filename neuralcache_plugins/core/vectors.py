@@ -14,6 +14,10 @@ UNIT = 1e-3
 """Rows whose squared length is this near to 1 count as unit rows: float16 vectors are no nearer."""
 
 
+SHORT = 1e-15
+"""The squares of what is shorter than this lose digits in float32."""
+
+
 def unit_vector(values: Any, *, name: str, width: int | None = None) -> Vector:
     """Return ``values`` as one float32 row of length 1 that shares no memory with it. O(d).
 
@@ -28,11 +32,20 @@ def unit_vector(values: Any, *, name: str, width: int | None = None) -> Vector:
         raise InvalidInputError(f"{name} must be one row of numbers, got shape {row.shape}")
     if width is not None and row.size != width:
         raise DimensionMismatchError(name, got=row.size, expected=width)
-    length = float(np.sqrt(row.dot(row)))
-    if not np.isfinite(length) or length == 0.0:
-        raise InvalidInputError(f"{name} must be finite and not all zeros")
+    length = _length(row)
+    if not SHORT < length < np.inf:
+        largest = float(np.abs(row).max())
+        if not 0.0 < largest < np.inf:
+            raise InvalidInputError(f"{name} must be finite and not all zeros")
+        row /= largest
+        length = _length(row)
     row /= length
     return row
+
+
+def _length(row: Vector) -> float:
+    with np.errstate(over="ignore"):
+        return float(np.sqrt(row.dot(row)))
 
 
 def unit_rows(values: Any, *, count: int, width: int) -> tuple[Matrix, list[int]]:
@@ -51,14 +64,23 @@ def unit_rows(values: Any, *, count: int, width: int) -> tuple[Matrix, list[int]
         rows = rows.copy()
     with np.errstate(invalid="ignore"):
         lengths = np.sqrt(squares)
-    if count and lengths.min() > 0 and np.isfinite(lengths.sum()):
+    if count and lengths.min() > SHORT and np.isfinite(lengths.sum()):
         rows /= lengths[:, None]
         return rows, []
-    usable = np.isfinite(lengths) & (lengths > 0)
+    return rows, _make_unit(rows)
+
+
+def _make_unit(rows: Matrix) -> list[int]:
+    """Bring each row to length 1 in its place, however long or short it is; return those that became zeros."""
+    largest = np.abs(rows).max(axis=1, initial=0.0)
+    usable = np.isfinite(largest) & (largest > 0)
     rows[~usable] = 0.0
+    largest[~usable] = 1.0
+    rows /= largest[:, None]
+    lengths = np.sqrt(np.vecdot(rows, rows))
     lengths[~usable] = 1.0
     rows /= lengths[:, None]
-    return rows, np.flatnonzero(~usable).tolist()
+    return np.flatnonzero(~usable).tolist()
 
 
 def _matrix(values: Any, *, count: int, width: int) -> Matrix:

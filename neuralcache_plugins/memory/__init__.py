@@ -12,6 +12,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable, Sequence
 
 from neuralcache_plugins.contracts import Appended, Event, Head, Recorded, Snapshot, TelemetryStore
+from neuralcache_plugins.errors import StoreError
 from neuralcache_plugins.memory.course import Course, Decision, Point
 from neuralcache_plugins.memory.questions import Near, Origin
 from neuralcache_plugins.memory.snapshots import fold_name, pack, unpack
@@ -53,7 +54,7 @@ class Memory:
         self._known_sign: Hashable = None
         self.known_epoch = 0
         """The store's epoch as far as this process has seen, 0 before it looked; see ``epoch``."""
-        self._absorbed: deque[tuple[Sequence[Recorded], Appended]] = deque()
+        self._absorbed: deque[tuple[Sequence[Recorded], Appended]] = deque(maxlen=READ_LIMIT)
 
     def state(self, namespace: str) -> LearnedState:
         """Return the namespace's state, level with the log. ``StoreError`` if the log cannot be read.
@@ -72,18 +73,21 @@ class Memory:
             return state
 
     def last_known(self, namespace: str) -> LearnedState:
-        """Return the state as far as this process knows it, without asking the store."""
+        """Return the state as far as this process knows it: of the store nothing is asked but its sign."""
         with self.lock:
-            self.settle()
+            try:
+                self.settle()
+            except StoreError:
+                logger.debug("what was told last cannot be vouched for while the store is in trouble")
             return self._states.get(namespace) or LearnedState(self._settings)
 
     def absorb(self, recorded: Sequence[Recorded], appended: Appended) -> None:
         """Take note of events that this process has just appended; they are folded by ``settle`` or when next asked.
 
-        Costs next to nothing, so feedback need not wait for the fold. If others wrote in between, the log is read.
+        Costs next to nothing, so feedback need not wait for the fold. If others wrote meanwhile, the log is read.
         """
         self._absorbed.append((recorded, appended))
-        if appended.before == self._known_sign:
+        if self.known_epoch and appended.before == self._known_sign:
             self._known_sign = appended.sign
 
     def epoch(self) -> int:
@@ -100,10 +104,13 @@ class Memory:
         return found[0].event if found else None
 
     def settle(self) -> None:
-        """Fold what was absorbed."""
+        """Fold what was absorbed; what cannot be folded is read from the log when a state is next asked for.
+
+        Costs one ``sign()``. ``StoreError`` if there is none to be had.
+        """
         with self.lock:
-            while self._absorbed:
-                self._fold_own(*self._absorbed.popleft())
+            if self._absorbed:
+                self._fold_own(self._store.sign())
 
     def reset(self) -> None:
         """Drop every state; the next reading folds the log again."""
@@ -141,15 +148,22 @@ class Memory:
                 self._snapshot_at[namespace] = state.rankings + state.feedback
             self._store.save_snapshot(namespace, self._fold, snapshot)
 
-    def _fold_own(self, recorded: Sequence[Recorded], appended: Appended) -> None:
-        if self._position < 0 or appended.before != self._sign:
-            return  # others wrote in between: the log will be read
-        self._fold_in([one for one in recorded if one.position > self._position])
-        self._sign = appended.sign
+    def _fold_own(self, sign: Hashable) -> None:
+        """Fold what was absorbed, if it leads from where this memory stands to ``sign``: then nobody else wrote."""
+        place, own = self._sign, list[Recorded]()
+        while self._absorbed and place != sign:
+            recorded, appended = self._absorbed.popleft()
+            if appended.before != place:
+                return
+            own += recorded
+            place = appended.sign
+        if place == sign and self._position >= 0:
+            self._fold_in([one for one in own if one.position > self._position])
+            self._sign = sign
 
     def _catch_up(self) -> None:
-        self.settle()
         sign = self._store.sign()
+        self._fold_own(sign)
         if sign == self._sign and self._position >= 0:
             return
         head = self._store.head()

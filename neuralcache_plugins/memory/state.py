@@ -306,6 +306,7 @@ class LearnedState:
         vector = event.document_vector
         if vector is None or len(vector) != learner.width or sum(reward for _, reward in event.rewards) <= 0:
             return
+        vector = vector.astype(np.float32)
         rate = self.settings.narrative_rate
         session = event.ranking.session
         if session is None:

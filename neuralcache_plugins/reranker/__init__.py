@@ -442,11 +442,11 @@ class Reranker:
     def _written(self, recorded: Sequence[Recorded], appended: Appended) -> None:
         """Take in what the recorder wrote: at once from its own thread, later where feedback is waiting."""
         self._memory.absorb(recorded, appended)
+        if isinstance(recorded[-1].event, FeedbackGiven):
+            return
+        self._memory.settle()
         old = self._retention.due(self._clock())
-        waiting = isinstance(recorded[-1].event, FeedbackGiven)
-        if not waiting:
-            self._memory.settle()
-        if old is not None or (not waiting and self._memory.snapshots_due()):
+        if old is not None or self._memory.snapshots_due():
             # the recorder holds its turn while it calls, and both of these take a while
             threading.Thread(target=self._tidy, args=(old,), name="neuralcache-tidy", daemon=True).start()
 

@@ -7,7 +7,7 @@ import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, cast
 
 from neuralcache_plugins.contracts import RankingServed, Rewards
 from neuralcache_plugins.errors import InvalidInputError, UnknownDocumentError
@@ -90,15 +90,18 @@ def rewards(
     rewards: Rewards | None,
 ) -> tuple[tuple[str, float], ...]:
     """Return (document id, reward) pairs for documents that this ranking showed; raise a clear error for any other."""
-    named: list[tuple[Any, Any]] = [(name, 1.0) for name in _listed(helpful)]
-    named += [(name, -1.0) for name in _listed(unhelpful)]
-    named += _pairs(rewards)
-    if not named:
+    given = [(_shown(ranking, name), 1.0) for name in _listed(helpful)]
+    given += [(_shown(ranking, name), -1.0) for name in _listed(unhelpful)]
+    if rewards is not None:
+        given += [(_shown(ranking, name), _reward(name, value)) for name, value in _pairs(rewards)]
+    if not given:
         raise InvalidInputError("feedback needs at least one document in helpful, unhelpful or rewards")
+    return tuple(given) if len(given) == 1 else _without_repeats(given)
+
+
+def _without_repeats(given: Iterable[tuple[str, float]]) -> tuple[tuple[str, float], ...]:
     resolved: dict[str, float] = {}
-    for name, value in named:
-        document_id = _shown(ranking, name)
-        reward = _reward(document_id, value)
+    for document_id, reward in given:
         if resolved.setdefault(document_id, reward) != reward:
             raise InvalidInputError(f"document {document_id!r} is given two different rewards")
     return tuple(resolved.items())
@@ -157,16 +160,16 @@ def check_name(kind: str, value: Any, *, optional: bool = False) -> str | None:
 
 
 def _pairs(rewards: Any) -> list[tuple[Any, Any]]:
-    pairs = rewards.items() if isinstance(rewards, Mapping) else () if rewards is None else rewards
+    pairs = rewards.items() if isinstance(rewards, Mapping) else rewards
     try:
         return [(name, value) for name, value in pairs]
     except (TypeError, ValueError) as error:
         raise InvalidInputError(f"rewards must map documents to rewards, or be such pairs; got {rewards!r}") from error
 
 
-def _listed(names: Any) -> list[Any]:
+def _listed(names: Any) -> Iterable[Any]:
     if type(names) in (list, tuple):  # asking the abstract classes takes longer than all the rest
-        return list(names)
+        return cast("Iterable[Any]", names)
     if isinstance(names, (str, Integral)):
         return [names]
     if not isinstance(names, Iterable):
@@ -175,24 +178,25 @@ def _listed(names: Any) -> list[Any]:
 
 
 def _shown(ranking: RankingServed, name: Any) -> str:
-    if isinstance(name, bool) or not isinstance(name, (str, int, Integral)):
+    if isinstance(name, str):
+        if name in ranking.document_ids:
+            return name
+    elif isinstance(name, bool) or not isinstance(name, (int, Integral)):
         raise InvalidInputError(
             f"documents are named by id (str) or by position in the list that was ranked (int), got {name!r}"
         )
-    if isinstance(name, str) and name in ranking.document_ids:
-        return name
-    if not isinstance(name, str) and name in ranking.positions:
+    elif name in ranking.positions:
         return ranking.document_ids[ranking.positions.index(int(name))]
     kind = "document" if isinstance(name, str) else "position"
     shown = ", ".join(ranking.document_ids[:10]) + (", ..." if len(ranking.document_ids) > 10 else "")
     raise UnknownDocumentError(f"{kind} {name!r} was not shown in ranking {ranking.ranking_id}; shown were: {shown}")
 
 
-def _reward(document_id: str, value: Any) -> float:
+def _reward(name: Any, value: Any) -> float:
     try:
         reward = float(value)
     except (TypeError, ValueError) as error:
-        raise InvalidInputError(f"the reward of {document_id!r} must be a number in [-1, 1], got {value!r}") from error
+        raise InvalidInputError(f"the reward of {name!r} must be a number in [-1, 1], got {value!r}") from error
     if not -1.0 <= reward <= 1.0:
-        raise InvalidInputError(f"the reward of {document_id!r} must be in [-1, 1], got {value!r}")
+        raise InvalidInputError(f"the reward of {name!r} must be in [-1, 1], got {value!r}")
     return round(reward, 4)

@@ -59,9 +59,8 @@ class FeedbackStage:
 
         ``explicit`` tells whether the caller named the namespace.
         """
-        for name, value in (("source", source), ("feedback_id", "new" if feedback_id is None else feedback_id)):
-            if not isinstance(value, str) or not value.strip():
-                raise InvalidInputError(f"{name} must be a non-empty str, got {value!r}")
+        border.check_name("source", source)
+        border.check_name("feedback_id", feedback_id, optional=True)
         if (ranking is None) == (query is None):
             raise InvalidInputError("feedback needs a ranking (or its id), or the query that was asked; one of them")
         feedback_id = feedback_id or self._ids.new(now)
@@ -69,15 +68,9 @@ class FeedbackStage:
             epoch = self._memory.known_epoch or self._memory.epoch()
             served = self._find(ranking, query, namespace, explicit=explicit, epoch=epoch)
             given = border.rewards(served, helpful=helpful, unhelpful=unhelpful, rewards=rewards)
+            vector = self._shown.helpful(served, given)
             event = FeedbackGiven(
-                feedback_id=feedback_id,
-                ranking_id=served.ranking_id,
-                namespace=served.namespace,
-                at=now,
-                source=source,
-                rewards=given,
-                ranking=served,
-                document_vector=self._shown.helpful(served, given),
+                feedback_id, served.ranking_id, served.namespace, now, source, given, served, vector
             )
             try:
                 self._recorder.told(event, epoch=epoch)
@@ -112,7 +105,7 @@ class FeedbackStage:
                 f"ranking {ranking.ranking_id} is of namespace {ranking.namespace!r}, not {namespace!r}"
             )
         if ranking.epoch == epoch:
-            return ranking.served
+            return self._recorder.recent(ranking.ranking_id, namespace) or ranking.served
         left = self._recorder.pending(ranking.ranking_id, namespace) or self._store.ranking(
             ranking.ranking_id, namespace=namespace
         )

@@ -131,7 +131,7 @@ def _decode_feedback(row: StoredRow, ranking: RankingServed) -> FeedbackGiven:
 
 def to_half(vector: npt.NDArray[Any] | None) -> bytes | None:
     """Return little-endian float16 bytes."""
-    return None if vector is None else vector.astype(HALF).tobytes()
+    return None if vector is None else vector.astype(HALF, copy=False).tobytes()
 
 
 def from_half(stored: bytes | None) -> Vector | None:
@@ -188,11 +188,11 @@ def _layout(shown: int, signals: tuple[str, ...], slot: str) -> str:
 
 
 def _number(value: float) -> str:
+    if math.isfinite(value):
+        return f"{value:g}"
     if math.isnan(value):
         return "null"
-    if math.isinf(value):
-        return "1e999" if value > 0 else "-1e999"  # JSON has no infinity; every reader overflows to it
-    return f"{value:g}"
+    return "1e999" if value > 0 else "-1e999"  # JSON has no infinity; every reader overflows to it
 
 
 def _text(value: str) -> str:

@@ -19,6 +19,7 @@ from neuralcache_plugins.contracts import (
     Erasure,
     Event,
     FeedbackGiven,
+    HalfVector,
     Head,
     RankingServed,
     Receipt,
@@ -77,9 +78,10 @@ class MemoryStore(AnswersInMemory):
             codec.check(event)
         with self._open():
             erasure.check_epoch(self._epoch, epoch)
-            before = self._sign()
+            before, known = self._sign(), self._last
             positions = tuple([self._add(event) for event in events])
-            return Appended(positions, before, self._sign())
+            carried = self._last - known > len({position for position in positions if position > known})
+            return Appended(positions, None if carried else before, self._sign())
 
     def read(self, *, after: int = 0, upto: int | None = None, namespace: str | None = None,
              limit: int = 1000) -> list[Recorded]:
@@ -217,7 +219,7 @@ class MemoryStore(AnswersInMemory):
         if isinstance(event, FeedbackGiven):
             self._add(event.ranking)
             ranking = self._rankings[event.namespace, event.ranking_id]
-            event = replace(event, ranking=ranking, document_vector=_own(event.document_vector))
+            event = replace(event, ranking=ranking, document_vector=_own(_full(event.document_vector)))
         else:
             event = replace(event, query_vector=_own(event.query_vector))
             self._rankings[event.namespace, event.ranking_id] = event
@@ -251,6 +253,10 @@ def _key(event: Event) -> tuple[str, str, str]:
     if isinstance(event, RankingServed):
         return codec.RANKING, event.namespace, event.ranking_id
     return codec.FEEDBACK, event.namespace, event.feedback_id
+
+
+def _full(vector: Vector | HalfVector | None) -> Vector | None:
+    return None if vector is None else vector.astype(np.float32, copy=False)
 
 
 def _own(vector: Vector | None) -> Vector | None:

@@ -45,13 +45,15 @@ _FIND_FEEDBACK = "SELECT position FROM events WHERE kind = 'feedback' AND feedba
 # SQLite checks its pages, not what is written on them
 _COUNT_DAMAGED = "SELECT count(*) FROM events WHERE NOT json_valid(body) OR coalesce(length(vector), 0) % 2"
 _FIND_BOTH = f"SELECT ({_FIND_FEEDBACK}), ({_FIND_RANKING})"
+_PATIENCE_SECONDS = 0.05
 _EPOCH = "SELECT value FROM meta WHERE name = 'epoch'"
+_SLOTS = {name: f"?{number}" for number, name in enumerate(codec.COLUMNS, 1)}
 _INSERT_ANSWER = (
-    f"INSERT INTO events ({', '.join(codec.COLUMNS)}) SELECT {', '.join('?' * len(codec.COLUMNS))} "
-    f"WHERE EXISTS ({_FIND_RANKING}) AND ({_EPOCH}) = coalesce(?, ({_EPOCH}))"
+    f"INSERT INTO events ({', '.join(codec.COLUMNS)}) SELECT {', '.join(_SLOTS.values())} "
+    f"WHERE EXISTS (SELECT 1 FROM events WHERE kind = 'ranking' AND ranking_id = {_SLOTS['ranking_id']} "
+    f"AND namespace = {_SLOTS['namespace']}) AND ({_EPOCH}) = coalesce(?{len(_SLOTS) + 1}, ({_EPOCH}))"
 )
 """Feedback for a ranking that is stored, in an epoch that is not over; otherwise nothing."""
-_NOBODYS_SIGN = (-1, -1, -1, -1)
 
 
 class SqliteStore(AnswersInSqlite):
@@ -99,43 +101,44 @@ class SqliteStore(AnswersInSqlite):
         with self._connections.lock:
             self._connections.check_place()
             if len(events) == 1 and isinstance(events[0], FeedbackGiven):
-                appended = self._append_answer(events[0], rows[0], epoch)
+                appended = self._append_answer(rows[0], epoch)
                 if appended is not None:
                     return appended
             with self._connections.transaction() as connection:
                 if epoch is not None:
                     erasure.check_epoch(read_meta(connection, "epoch"), epoch)
-                positions = [_append(connection, event, row) for event, row in zip(events, rows, strict=True)]
-                last = max([self._last_appended, *positions])
+                stored = [_append(connection, event, row) for event, row in zip(events, rows, strict=True)]
+                positions = tuple([own for *_, own in stored])
+                last = max((self._last_appended, *positions))
                 # inside the transaction: what others write later must change the sign
                 sign = self._make_sign(connection, last)
-                before = (sign[0], self._last_appended, *sign[2:])
+                before = (sign[0], self._last_appended, *sign[2:]) if max(map(len, stored), default=0) < 2 else None
             # only now: whoever sees the new sign must also find the events
             self._last_appended, self._sign = last, sign
-        return Appended(tuple(positions), before, sign)
+        return Appended(positions, before, sign)
 
-    def _append_answer(self, event: FeedbackGiven, row: codec.Row, epoch: int | None) -> Appended | None:
+    def _append_answer(self, row: codec.Row, epoch: int | None) -> Appended | None:
         """Append feedback in one statement; None, and nothing done, if it is stored already or its ranking is not.
 
         Somebody waits for it, and a statement that is a transaction by itself takes a third less than three.
         """
         try:
             connection = self._connections.writer()
-            done = connection.execute(_INSERT_ANSWER, (*row, event.ranking_id, event.namespace, epoch))
+            done = connection.execute(_INSERT_ANSWER, (*row, epoch))
             if done.rowcount != 1:
                 return None
             position = int(done.lastrowid or 0)
-            known, sign = self._sign, self._make_sign(connection, position)
         except sqlite3.IntegrityError:
             return None
         except sqlite3.Error as error:
             raise translate(error, self.url) from error
         except UnicodeEncodeError as error:
             raise not_unicode(error) from error
-        # if others wrote since the last look, there is no telling whether that was before or after the statement
-        before = known if (known[0], known[2:]) == (sign[0], sign[2:]) else _NOBODYS_SIGN
-        self._last_appended, self._sign = position, sign
-        return Appended((position,), before, sign)
+        # of the version last seen: if others have written since, the next look will show another
+        version, _, erasures, opened = self._sign
+        before = (version, self._last_appended, erasures, opened)
+        self._last_appended = position
+        return Appended((position,), before, (version, position, erasures, opened))
 
     def read(self, *, after: int = 0, upto: int | None = None, namespace: str | None = None,
              limit: int = 1000) -> list[Recorded]:
@@ -168,7 +171,9 @@ class SqliteStore(AnswersInSqlite):
     def sign(self) -> Hashable:
         """Return a sign that costs one ``PRAGMA data_version``; the last one while this object is writing."""
         connections = self._connections
-        if not connections.lock.acquire(blocking=False):
+        # what was told here counts in the next ranking, even if that has to wait for a moment
+        patience = _PATIENCE_SECONDS if self._sign[1] != self._last_appended else 0.0
+        if not connections.lock.acquire(timeout=patience):
             return self._sign
         try:
             self._sign = self._make_sign(connections.writer(), self._last_appended)
@@ -319,18 +324,19 @@ def _encode(event: Event) -> codec.Row:
     return codec.encode_ranking(event) if isinstance(event, RankingServed) else codec.encode_feedback(event)
 
 
-def _append(connection: sqlite3.Connection, event: Event, row: codec.Row) -> int:
+def _append(connection: sqlite3.Connection, event: Event, row: codec.Row) -> tuple[int, ...]:
+    """Return the event's position, after that of the ranking if feedback brought one that was not stored."""
     if isinstance(event, RankingServed):
         found = connection.execute(_FIND_RANKING, (event.ranking_id, event.namespace)).fetchone()
-        return int(found[0]) if found else _insert(connection, row)
+        return (int(found[0]) if found else _insert(connection, row),)
     feedback, ranking = connection.execute(
         _FIND_BOTH, (event.feedback_id, event.namespace, event.ranking_id, event.namespace)
     ).fetchone()
     if feedback is not None:
-        return int(feedback)
-    if ranking is None:
-        _insert(connection, codec.encode_ranking(event.ranking))
-    return _insert(connection, row)
+        return (int(feedback),)
+    if ranking is not None:
+        return (_insert(connection, row),)
+    return _insert(connection, codec.encode_ranking(event.ranking)), _insert(connection, row)
 
 
 def _insert(connection: sqlite3.Connection, row: codec.Row) -> int:

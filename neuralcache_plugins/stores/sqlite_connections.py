@@ -108,6 +108,7 @@ class Connections:
         self.opened = 0
         """How often a writer was opened; ``PRAGMA data_version`` starts anew with each."""
         self._path = path
+        self._path_text = str(path)
         self._place = place
         self._synchronous = synchronous
         self._busy_timeout_seconds = busy_timeout_seconds
@@ -156,10 +157,10 @@ class Connections:
 
     def check_place(self) -> None:
         """Raise ``StoreError`` if the file is no longer the one that is open: writes to it would be lost."""
-        if self._identity is None or self._path is None:
+        if self._identity is None:
             return
         try:
-            now = self._path.stat()
+            now = os.stat(self._path_text)  # noqa: PTH116  # feedback waits, and a Path takes half as long again
         except FileNotFoundError:
             now = None
         if now is None or (now.st_dev, now.st_ino) != self._identity:

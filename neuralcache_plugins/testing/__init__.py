@@ -434,7 +434,9 @@ class StoreConformance:
     def test_feedback_brings_a_missing_ranking_along(self, store: TelemetryStore) -> None:
         """Feedback for a ranking that is not stored stores it too, before the feedback."""
         feedback = make_feedback()
-        position = store.append([feedback]).positions[0]
+        appended = store.append([feedback])
+        position = appended.positions[0]
+        assert appended.before is None
 
         ranking, told = store.read()
         assert ranking.position < told.position == position
