@@ -57,6 +57,8 @@ class Questions:
 
         One matrix-vector product a candidate, without copying: O(remembered * width).
         """
+        if not self._rows:
+            return None
         held = list(map(self._rows.get, slots))
         columns = [column for column, rows in enumerate(held) if rows is not None]
         if not columns:
