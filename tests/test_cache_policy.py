@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 
 from neuralcache_plugins.errors import DimensionMismatchError, InvalidInputError
-from neuralcache_plugins.semantic_cache.calibration import Logged, binomial_p_value, calibrate
+from neuralcache_plugins.semantic_cache.calibration import Logged, calibrate
 from neuralcache_plugins.semantic_cache.features import FEATURES, Neighbour
 from neuralcache_plugins.semantic_cache.parsing import Question, parse
 from neuralcache_plugins.semantic_cache.policy import Decision, Label, Policy
+from neuralcache_plugins.semantic_cache.proof import binomial_p_value, prove
 from neuralcache_plugins.settings import CacheSettings
 
 TOPICS = [
@@ -351,8 +352,72 @@ def test_a_caller_may_say_which_answers_are_the_same() -> None:
     assert found.policy.labels > 500
 
 
-def test_what_is_proved_later_spends_the_rest_of_alpha() -> None:
-    assert calibrate(log(50), EASY).policy.calibrated == 1
+def test_all_certifications_offline_and_online_share_one_alpha() -> None:
+    """A calibration first, labels online, an alarm, calibrations again: no share is handed out twice."""
+    policy = calibrate(log(50), EASY).policy
+    label = Label(np.zeros(len(FEATURES), np.float32), right=True, served=False, coin=0.0, rate=1.0, at=0.0)
+    shares = [policy.alpha, 2 * policy.alpha]
+    assert policy.calibrated == policy.spent == 1
+    policy.learn(label)
+    assert policy.alpha == shares[0]
+    policy._retreat(1.0)
+    assert policy.alpha is None
+    policy.learn(label)
+    shares.append(policy.alpha)
+    for _ in range(3_000):
+        shares.append(prove(policy, []).alpha)
+
+    assert policy.alpha == shares[2]
+    assert sum(shares) == pytest.approx(1 - EASY.confidence, rel=1e-3)
+    assert sum(shares) <= 1 - EASY.confidence
+
+
+def test_a_repeated_question_neither_teaches_nor_tests() -> None:
+    """The exact tier answers it; as a second test of the same thing it would prove what is known."""
+    lines = log(60)
+    once, twice = calibrate(lines, EASY), calibrate([line for line in lines for _ in range(2)], EASY)
+
+    assert len(once.taught) + len(once.tested) <= 60
+    places = [played.place for played in (*twice.taught, *twice.tested)]
+    assert all(place % 2 == 0 for place in places)
+
+
+def test_scopes_are_apart_in_a_log() -> None:
+    lines = [Logged(line.question, line.vector, line.answer, scope=f"scope {at % 2}")
+             for at, line in enumerate(log(80))]
+
+    for played in (found := calibrate(lines, EASY)).taught + found.tested:
+        assert lines[played.place].scope == lines[played.cached].scope
+
+
+@pytest.mark.parametrize(("entry", "asked", "compared"), [
+    ((("a", "1"),), (("a", "1"), ("b", "1")), True), ((("a", "1"),), (("a", "2"),), False), ((), (("a", "1"),), False),
+    ((), (), True), ((("a", "1"),), (), True),
+])
+def test_what_could_not_be_served_in_a_log_is_not_compared(entry: tuple, asked: tuple, compared: bool) -> None:
+    lines = [Logged(line.question, line.vector, line.answer, entry if at < 40 else asked)
+             for at, line in enumerate(log(80))]
+
+    tested = calibrate(lines, EASY).tested
+    assert len(tested) == (40 if compared else 0)
+
+
+def test_lines_of_an_earlier_calibration_only_fill() -> None:
+    found = calibrate(log(100), EASY, known=60)
+
+    assert {played.place for played in found.taught} <= set(range(60, 80))
+    assert {played.place for played in found.tested} <= set(range(80, 100))
+    assert min(played.cached for played in found.tested) < 60
+
+
+def test_what_was_tested_was_not_learned_before() -> None:
+    """The same pairs as tests of a policy that has learned them flatter it; of one that has not they do not."""
+    lines = log(400, noise=2.0)
+    found = calibrate(lines, EASY)
+    again = Policy(EASY)
+    again.teach_all([played.label for played in found.taught])
+
+    assert prove(again, [played.label for played in found.tested]).rules == found.proof.rules
 
 
 def test_equal_logs_give_equal_policies() -> None:

@@ -20,6 +20,7 @@ except ImportError as error:
 
 from typer.core import TyperGroup
 
+from neuralcache_plugins.cli.calibrating import calibrate
 from neuralcache_plugins.cli.checkup import doctor
 from neuralcache_plugins.cli.evaluating import evaluate, replay, simulate, tune
 from neuralcache_plugins.cli.verbs import demo, forget, stats
@@ -46,5 +47,5 @@ app = typer.Typer(
     help="Reranking that learns, inside LangChain and LlamaIndex.",
 )
 
-for _verb in (demo, stats, forget, doctor, evaluate, simulate, replay, tune):
+for _verb in (demo, stats, forget, doctor, calibrate, evaluate, simulate, replay, tune):
     app.command()(_verb)

@@ -62,7 +62,7 @@ def evaluate(
     from neuralcache_plugins import evaluation
 
     judged = evaluation.JudgedSet.load(path, split=split, query_field=query_field)
-    with Reranker(store="memory://", settings=_settings(changes)) as ours, _bar("evaluating") as progress:
+    with Reranker(store="memory://", settings=_settings(changes)) as ours, progress_bar("evaluating") as progress:
         found = evaluation.evaluate(
             judged, {name: ours if name == "ours" else _imported(name) for name in reranker or ["ours"]},
             metrics=metric or ("nDCG@10", "RR@10", "R@10"), first_stage=first_stage, candidates=candidates, seed=seed,
@@ -107,7 +107,7 @@ def simulate(
         adversary=adversary, drift_at=drift_at,  # type: ignore[arg-type]
     )
     stream = _stream(path, questions, documents)
-    with _bar("simulating") as progress:
+    with progress_bar("simulating") as progress:
         found = evaluation.simulate(
             stream, model, settings=settings, shown=shown, seeds=seeds, limit=limit, progress=progress
         )
@@ -127,7 +127,7 @@ def replay(
     from neuralcache_plugins import evaluation
 
     settings = _settings(changes)
-    with opened(url_of(store), must_exist=True) as source, _bar("replaying") as progress:
+    with opened(url_of(store), must_exist=True) as source, progress_bar("replaying") as progress:
         found = evaluation.replay(
             source, settings=settings, namespace=namespace, logged_with=from_environment(RerankSettings), seed=seed,
             progress=progress,
@@ -157,7 +157,7 @@ def tune(
     from neuralcache_plugins import evaluation
 
     space = dict(_values(one) for one in attempts) if attempts else None
-    with opened(url_of(store), must_exist=True) as source, _bar("replaying") as progress:
+    with opened(url_of(store), must_exist=True) as source, progress_bar("replaying") as progress:
         found = evaluation.tune(
             source, space, settings=from_environment(RerankSettings), namespace=namespace, metric=metric,
             held_out=held_out, trials=trials, seed=seed, progress=progress,
@@ -203,7 +203,7 @@ def _show(console: Console, table: Table) -> None:
 
 
 @contextmanager
-def _bar(what: str) -> Iterator[Any]:
+def progress_bar(what: str) -> Iterator[Any]:
     """Show progress on stderr, where it is a terminal, and leave nothing behind: stdout is the result's."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     console = Console(stderr=True)

@@ -39,6 +39,13 @@ from neuralcache_plugins.errors import (
     UnknownHitError,
 )
 from neuralcache_plugins.semantic_cache import values
+from neuralcache_plugins.semantic_cache.calibrating import (
+    CalibrateStage,
+    Prepared,
+    check_scopes,
+    entries_of,
+    report_of,
+)
 from neuralcache_plugins.semantic_cache.computing import (
     AnyCompute,
     Compute,
@@ -56,16 +63,22 @@ from neuralcache_plugins.semantic_cache.leases import Leases
 from neuralcache_plugins.semantic_cache.looking import Look, LookStage
 from neuralcache_plugins.semantic_cache.proposals import Proposal
 from neuralcache_plugins.semantic_cache.recording import AnswerRecorder
+from neuralcache_plugins.semantic_cache.records import Line, Record, checked_lines, read_records
+from neuralcache_plugins.semantic_cache.report import CalibrationReport
 from neuralcache_plugins.semantic_cache.results import CacheHit, CacheStats, Explanation, Sourced
 from neuralcache_plugins.semantic_cache.semantic import SemanticTier
 from neuralcache_plugins.semantic_cache.threads import Threads
+from neuralcache_plugins.semantic_cache.values import Payload
 from neuralcache_plugins.settings import CacheSettings, StoreSettings, from_environment
 from neuralcache_plugins.stores import open_store
 
-__all__ = ["CacheHit", "CacheStats", "Explanation", "Judge", "SemanticCache", "Sourced"]
+__all__ = [
+    "CacheHit", "CacheStats", "CalibrationReport", "Explanation", "Judge", "SemanticCache", "Sourced", "read_records",
+]
 
 _PATIENCE_SECONDS = 5.0
 _MISSED = 4096
+_BULK = 500
 
 
 class SemanticCache:
@@ -129,6 +142,7 @@ class SemanticCache:
         self._leases = Leases(self._store, self._counts, clock, seconds=self._settings.lease_seconds)
         self._threads = Threads()
         self._computing = ComputeStage(self._keys, self._looks, self._leases, self._counts, self._threads, clock)
+        self._calibrating = CalibrateStage(self._store, namespace, self._semantic, clock)
         self._lock = threading.Lock()
         self._coins = np.random.default_rng(seed)
         self._missed: OrderedDict[AnswerKey, Look] = OrderedDict()
@@ -270,6 +284,60 @@ class SemanticCache:
         """Remove all answers of the namespace and return how many there were."""
         self._check_open()
         return self._store.remove_answers(Removal(self._namespace))
+
+    # starting certified
+
+    def calibrate(self, records: Iterable[Record], *, scope: Scope | None = None, put: bool = True,
+                  judge: Callable[[Any, Any], bool] | None = None, ttl: float | timedelta | None = None,
+                  progress: Callable[[int, int], object] | None = None) -> CalibrationReport:
+        """Certify as far as a log of questions and answers proves, so that similar questions are answered at once.
+
+        ``records`` are mappings with ``question``, ``answer`` and perhaps ``scope`` and ``documents``, or (question,
+        answer) pairs, in the order in which they were asked; ``scope`` is for those that name none. The earlier half
+        teaches, the later half tests (see ``calibration``): the promise is about questions like those of the later
+        half. Give it questions that this cache has not been asked: what it has learned from must not test it. Lines up
+        to the last one that an earlier calibration of this namespace used only fill, so a log that grew can be given
+        again. ``judge(cached, fresh)`` is to be the one that the cache is used with; it is asked once for a question.
+
+        All that is learned goes to the store's log in one step: every process on the store starts certified, at once
+        and after a restart. It spends the next share of alpha (``certificate.share_of_alpha``; half of all in a new
+        namespace), so that all certifications together keep the confidence. With ``put`` the answers are put into the
+        cache too, the latest for each question, to live ``ttl`` seconds or as the settings say: without them the cache
+        is certified and empty. What an alarm quarantined stays there; what is put now is new.
+
+        Raises ``InvalidInputError`` for records that cannot be used, before anything is stored, ``EncoderError`` and
+        ``StoreError``. O(n^2 d) beside encoder and judge.
+        """
+        self._check_open()
+        if not self._semantic.active:
+            raise InvalidInputError("there is nothing to certify: CacheSettings.semantic is off")
+        judged = self._checked(as_judge(judge))
+        lines = checked_lines(records, keys=self._keys, scope=scope)
+        if put:
+            check_scopes(lines)
+        prepared = self._calibrating.prepare(lines)
+        self._recorder.flush()
+        found, known = self._calibrating.run(prepared, judged, progress=progress)
+        stored = self._put_all(lines, prepared, ttl) if put else 0
+        self._semantic.save_snapshot()
+        return report_of(prepared, found, known=known, judge=judged, stored=stored, namespace=self._namespace,
+                         certificate=self.certificate())
+
+    def _put_all(self, lines: Sequence[Line], prepared: Prepared, ttl: float | timedelta | None) -> int:
+        now = self._clock()
+
+        def entry(line: Line, entry_id: str, encoder: str, vector: npt.NDArray[np.float16]) -> CachedAnswer | None:
+            lifetime = self._lifetime(line.answer, ttl)
+            if lifetime == 0:
+                return None
+            return self._entry(line.asked, line.payload, entry_id=entry_id, now=now, lifetime=lifetime,
+                               encoder=encoder, vector=vector, cost=None, seconds=0.0)
+
+        entries = entries_of(lines, prepared, entry)
+        kept = sum(self._exact.put_all(entries[start:start + _BULK], bounds=self._bounds(now))
+                   for start in range(0, len(entries), _BULK))
+        self._counts.add("stored", kept)
+        return kept
 
     # the same, without blocking the event loop
 
@@ -442,21 +510,28 @@ class SemanticCache:
         """Return the entry's id if the answer is kept, and whether it came too late."""
         now = self._clock()
         lifetime = self._lifetime(answer, ttl)
-        kind, payload = values.encode(answer)
+        payload = values.encode(answer)
         if lifetime == 0:
             return None, False
         encoder, vector = self._vector(asked.question)
-        entry = CachedAnswer(
-            entry_id=os.urandom(16).hex(), namespace=self._namespace, scope=asked.scope, question_key=asked.key[1],
-            question=asked.question, kind=kind, payload=payload, created_at=now,
+        entry = self._entry(asked, payload, entry_id=os.urandom(16).hex(), now=now, lifetime=lifetime, encoder=encoder,
+                            vector=vector, cost=cost, seconds=seconds)
+        kept = self._exact.put(entry, bounds=self._bounds(now), mark=mark)
+        self._counts.add("stored" if kept else "refused")
+        return (entry.entry_id, False) if kept else (None, entry.size <= self._settings.max_bytes)
+
+    def _entry(self, asked: Asked, payload: Payload, *, entry_id: str, now: float, lifetime: float | None, encoder: str,
+               vector: npt.NDArray[np.float16] | None, cost: float | None, seconds: float) -> CachedAnswer:
+        return CachedAnswer(
+            entry_id=entry_id, namespace=self._namespace, scope=asked.scope, question_key=asked.key[1],
+            question=asked.question, kind=payload[0], payload=payload[1], created_at=now,
             expires_at=None if lifetime is None else now + lifetime, documents=asked.documents, encoder=encoder,
             vector=vector, cost=self._settings.cost_per_answer if cost is None else cost, seconds=seconds,
         )
-        bounds = AnswerBounds(self._settings.max_entries, self._settings.max_bytes,
-                              expired_before=now - self._settings.stale_seconds)
-        kept = self._exact.put(entry, bounds=bounds, mark=mark)
-        self._counts.add("stored" if kept else "refused")
-        return (entry.entry_id, False) if kept else (None, entry.size <= self._settings.max_bytes)
+
+    def _bounds(self, now: float) -> AnswerBounds:
+        return AnswerBounds(self._settings.max_entries, self._settings.max_bytes,
+                            expired_before=now - self._settings.stale_seconds)
 
     def _lifetime(self, answer: Any, ttl: float | timedelta | None) -> float | None:
         if ttl is not None:

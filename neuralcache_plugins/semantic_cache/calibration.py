@@ -1,173 +1,185 @@
 """Start certified: learn and test on a log of questions and answers before the first answer is served.
 
-Learn then Test (Angelopoulos, Bates, Candes, Jordan and Lei 2021): one half of the log fills a cache and teaches the
-score, which is then held still; each question of the other half is asked of that cache. Given the first half these are
-independent trials if the log is, so the mistakes of a rule are binomial. Rules are tested from strict to loose until
-one fails. It counts as the first certification, so what is tested later spends from the rest of alpha.
+The earlier part of the log fills a cache and teaches the score, which is then held still; each question of the later
+part is asked of that cache (``proof.prove``). So the promise is about questions like those of the later part, asked of
+such a cache: what comes after is watched by audits, like everything that is served.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Hashable, Iterable, Sequence, Set
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
-from neuralcache_plugins.contracts import Vector
+from neuralcache_plugins.contracts import Array, DocumentVersion, Vector
 from neuralcache_plugins.errors import DimensionMismatchError
-from neuralcache_plugins.semantic_cache.certificate import AIMS, FIRST_SHARE
+from neuralcache_plugins.semantic_cache.certificate import AIMS
 from neuralcache_plugins.semantic_cache.features import NEIGHBOURS, Neighbour
+from neuralcache_plugins.semantic_cache.keys import canonical, is_made_from
 from neuralcache_plugins.semantic_cache.parsing import parse
 from neuralcache_plugins.semantic_cache.policy import Label, Policy
+from neuralcache_plugins.semantic_cache.proof import Proof, prove
 from neuralcache_plugins.settings import CacheSettings
 
 TEACHING_SHARE = 0.5
 """Share of the log that teaches; the rest tests."""
 
+_BLOCK = 500
+_DEEP = 64
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Logged:
     """One line of a log: a question with its unit vector (d,) and the answer it got, or anything equal for equal
-    answers.
+    answers. Only answers of the same scope come into question.
     """
 
     question: str
     vector: Vector
     answer: Hashable
-    documents: Set[str] = frozenset()
+    documents: tuple[DocumentVersion, ...] = ()
+    scope: str = ""
 
 
-class Tested(NamedTuple):
-    """How one rule did on the held-out part: its would-be hits, those wrong, and the p-value."""
+class Played(NamedTuple):
+    """What asking line ``place`` gave: the line whose answer came nearest to being served, and the judged pair."""
 
-    hits: int
-    wrong: int
-    p_value: float
+    place: int
+    cached: int
+    score: float
+    label: Label
 
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """A policy that starts with what the log proved, and the proof: ``rules[j]`` tells how rule j + 1 did."""
+    """A policy that starts with what the log proved, the judged pairs that taught and tested it, and the proof."""
 
     policy: Policy
     questions: int
-    rules: tuple[Tested, ...]
+    taught: tuple[Played, ...]
+    tested: tuple[Played, ...]
+    proof: Proof
 
     def __str__(self) -> str:
-        live = self.policy.tests.live
+        live, proof = self.policy.tests.live, self.proof
         said = f"rule {live} of {len(AIMS)} may serve" if live else "nothing certified, a longer log is needed"
-        hits, wrong, p = self.rules[max(live - 1, 0)]
+        hits, wrong, p = proof.rules[max(live - 1, 0)]
         return f"{self.questions:,} questions; {said}: {wrong} of {hits:,} held-out answers wrong, p = {p:.2g}"
 
 
 def calibrate(
     log: Sequence[Logged], settings: CacheSettings | None = None, *,
-    same: Callable[[Hashable, Hashable], bool] | None = None,
+    same: Callable[[Hashable, Hashable], bool] | None = None, policy: Policy | None = None, known: int = 0,
+    progress: Callable[[int, int], object] | None = None,
 ) -> Calibration:
     """Return a policy that has learned from a log, oldest first, and is certified as far as the log proves.
 
     ``same(cached, fresh)`` says whether one answer may stand for another; equality by default. Repeats of a question
-    belong to the exact tier and are skipped. ``DimensionMismatchError`` if the vectors differ in width. O(n^2 d) for
-    the neighbours, 1 s for 5,000 questions of width 256.
+    belong to the exact tier and are skipped. ``policy`` is one to go on with, which is changed; the first ``known``
+    lines were part of an earlier calibration, so they only fill the cache. ``progress(done, total)`` is told of lines.
+    ``DimensionMismatchError`` if the vectors differ in width. O(n^2 d) for the neighbours, 1 s for 5,000 questions of
+    width 256.
     """
-    policy, player = Policy(settings or CacheSettings()), _Player(log, same or (lambda cached, fresh: cached == fresh))
-    teaching = range(int(TEACHING_SHARE * len(log)))
-    player.fill(policy, teaching)
-    for place in teaching:
-        policy.teach_all(player.labels(policy, [place]))
-    policy.recut()
-    held_out = player.labels(policy, range(len(teaching), len(log)))
-    rules = _tested(policy, held_out)
-    first = _first(policy)
-    policy.teach_all(held_out)
-    policy.recut()
-    policy.tests.certify(_passed(rules, first, FIRST_SHARE * (1.0 - policy.settings.confidence)))
-    policy.calibrated = 1
-    player.fill(policy, range(len(teaching), len(log)))
-    return Calibration(policy, len(log), rules)
-
-
-def binomial_p_value(wrong: int, hits: int, limit: float) -> float:
-    """Return P(Binomial(hits, limit) <= wrong): how likely so few mistakes are if the error is at the limit.
-    O(wrong).
-    """
-    if not hits:
-        return 1.0
-    places = np.arange(wrong + 1)
-    choose = np.array([math.lgamma(hits + 1) - math.lgamma(k + 1) - math.lgamma(hits - k + 1) for k in places.tolist()])
-    terms = choose + places * math.log(limit) + (hits - places) * math.log1p(-limit)
-    return min(1.0, float(np.exp(terms - terms.max()).sum()) * math.exp(float(terms.max())))
-
-
-def _first(policy: Policy) -> int:
-    """Return the rule to test first: the one most likely to pass if its error is what it aims at.
-
-    The strictest often has too few hits for any proof. Only the teaching half has a say.
-    """
-    rows, _, _ = policy.window.filled()
-    hits = (policy.scores(rows)[:, None] >= policy.cuts).sum(axis=0)
-    aims = np.array(AIMS)
-    return int(np.argmax(hits * (aims - 1.0 - np.log(aims))))
-
-
-def _tested(policy: Policy, held_out: Sequence[Label]) -> tuple[Tested, ...]:
-    if not held_out:
-        return (Tested(0, 0, 1.0),) * len(AIMS)
-    scores = policy.scores(np.stack([label.features for label in held_out]))
-    wrong = np.array([not label.right for label in held_out])
-    counts = [(int((scores >= cut).sum()), int(wrong[scores >= cut].sum())) for cut in policy.cuts]
-    return tuple(Tested(hits, bad, binomial_p_value(bad, hits, policy.limit)) for hits, bad in counts)
-
-
-def _passed(rules: Sequence[Tested], first: int, alpha: float) -> int:
-    """Return how many rules are certified: those from ``first`` on until one fails, with the stricter ones before."""
-    passed = first
-    while passed < len(rules) and rules[passed].p_value <= alpha:
-        passed += 1
-    return passed if passed > first else 0
+    policy = Policy(settings or CacheSettings()) if policy is None else policy
+    player = _Player(log, same or (lambda cached, fresh: cached == fresh), progress)
+    known = min(known, len(log))
+    middle = known + int(TEACHING_SHARE * (len(log) - known))
+    player.fill(policy, range(middle))
+    taught = []
+    for played in player.play(policy, range(known, middle)):
+        policy.teach(played.label)
+        taught.append(played)
+    tested = tuple(player.play(policy, range(middle, len(log))))
+    proof = prove(policy, [played.label for played in tested])
+    player.fill(policy, range(middle, len(log)))
+    return Calibration(policy, len(log) - known, tuple(taught), tested, proof)
 
 
 class _Player:
     """Asks questions of the log of a cache that was filled from another part of it and serves nothing."""
 
-    def __init__(self, log: Sequence[Logged], same: Callable[[Hashable, Hashable], bool]) -> None:
+    def __init__(self, log: Sequence[Logged], same: Callable[[Hashable, Hashable], bool],
+                 progress: Callable[[int, int], object] | None) -> None:
         widths = {len(line.vector) for line in log}
         if len(widths) > 1:
             raise DimensionMismatchError("a vector of the log", got=max(widths), expected=min(widths))
-        self.log, self.same = log, same
+        self.log, self.same, self.progress = log, same, progress
         self.vectors = np.array([line.vector for line in log], dtype=np.float32)
         self.questions = [parse(line.question) for line in log]
-        self.entries = np.zeros(0, dtype=np.int64)
+        self.repeats = _repeats(log)
+        self.entries: dict[str, list[int]] = {}
 
     def fill(self, policy: Policy, places: Iterable[int]) -> None:
         """Put part of the log into the cache, each text once."""
-        known = {self.questions[entry].canonical for entry in self.entries.tolist()}
         for place in places:
-            if self.questions[place].canonical not in known:
-                known.add(self.questions[place].canonical)
-                self.entries = np.append(self.entries, place)
+            if place not in self.repeats:
+                self.entries.setdefault(self.log[place].scope, []).append(place)
                 policy.rarity.note(self.questions[place])
 
-    def labels(self, policy: Policy, places: Iterable[int]) -> list[Label]:
-        """Return the labels that asking these questions gives; none where nothing comes into question."""
-        return [label for place in places if (label := self._label(policy, place)) is not None]
+    def play(self, policy: Policy, places: range) -> Iterator[Played]:
+        """Yield what asking these questions gives; nothing where no answer comes into question."""
+        for start in range(places.start, places.stop, _BLOCK):
+            block = [at for at in range(start, min(start + _BLOCK, places.stop)) if at not in self.repeats]
+            near = self._near(block)
+            for place in block:
+                found = self._ask(policy, place, near[place])
+                if found is not None:
+                    yield found
+            if self.progress is not None:
+                self.progress(min(start + _BLOCK, places.stop), len(self.log))
 
-    def _label(self, policy: Policy, place: int) -> Label | None:
+    def _ask(self, policy: Policy, place: int, near: Sequence[Neighbour]) -> Played | None:
         line = self.log[place]
-        decision = policy.decide(self.questions[place], self._near(place), now=0.0, coin=0.0, documents=line.documents)
+        names = frozenset(name for name, _ in line.documents)
+        decision = policy.decide(self.questions[place], near, now=0.0, coin=0.0, documents=names)
         if decision.candidate is None:
             return None
-        return decision.label(right=self.same(self.log[decision.candidate].answer, line.answer), at=0.0)
+        right = self.same(self.log[decision.candidate].answer, line.answer)
+        # nothing was served here, whatever the policy would do: every pair was to be judged
+        label = Label(decision.features, right, served=False, coin=0.0, rate=1.0, at=0.0)
+        return Played(place, decision.candidate, decision.score, label)
 
-    def _near(self, place: int) -> list[Neighbour]:
-        """Return the nearest entries without the question itself, which the exact tier would answer."""
-        cosines = self.vectors[self.entries] @ self.vectors[place]
-        top = np.argsort(-cosines, kind="stable")[:NEIGHBOURS + 1]
-        near = [
-            Neighbour(entry, cosine, self.questions[entry], self.log[entry].answer, self.log[entry].documents)
-            for entry, cosine in zip(self.entries[top].tolist(), cosines[top].tolist(), strict=True)
-            if self.questions[entry].canonical != self.questions[place].canonical
-        ]
-        return near[:NEIGHBOURS]
+    def _near(self, places: Sequence[int]) -> dict[int, list[Neighbour]]:
+        """Return the nearest entries of each line's scope that may serve it, without the line itself."""
+        found: dict[int, list[Neighbour]] = {}
+        for scope in dict.fromkeys(self.log[place].scope for place in places):
+            mine = [place for place in places if self.log[place].scope == scope]
+            entries = np.array(self.entries.get(scope, []), dtype=np.int64)
+            cosines = self.vectors[mine] @ self.vectors[entries].T
+            found.update({place: self._nearest(place, entries, row) for place, row in zip(mine, cosines, strict=True)})
+        return found
+
+    def _nearest(self, place: int, entries: np.ndarray[tuple[int], np.dtype[np.int64]], cosines: Array,
+                 ) -> list[Neighbour]:
+        documents, near = self.log[place].documents, []
+        for at in _falling(cosines):
+            entry = int(entries[at])
+            if entry != place and is_made_from(self.log[entry].documents, documents):
+                near.append(self._neighbour(entry, float(cosines[at])))
+                if len(near) == NEIGHBOURS:
+                    break
+        return near
+
+    def _neighbour(self, entry: int, cosine: float) -> Neighbour:
+        line = self.log[entry]
+        names = frozenset(name for name, _ in line.documents)
+        # made just now: an alarm before the calibration does not concern these
+        return Neighbour(entry, cosine, self.questions[entry], line.answer, names, created_at=np.inf)
+
+
+def _falling(values: Array) -> Iterator[int]:
+    """Yield the places of values (n,), the highest first; the first 64 without sorting all."""
+    deep = min(_DEEP, len(values))
+    top = np.argpartition(-values, deep - 1)[:deep] if deep else np.zeros(0, dtype=np.int64)
+    yield from top[np.lexsort((top, -values[top]))].tolist()
+    if deep < len(values):
+        yield from np.argsort(-values, kind="stable")[deep:].tolist()
+
+
+def _repeats(log: Sequence[Logged]) -> set[int]:
+    """Return the places of lines whose question was asked before in their scope."""
+    first: dict[tuple[str, str], int] = {}
+    return {place for place, line in enumerate(log)
+            if first.setdefault((line.scope, canonical(line.question)), place) != place}

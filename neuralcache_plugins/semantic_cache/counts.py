@@ -20,10 +20,10 @@ class Counts:
         self.seconds_saved = 0.0
         self.cost_saved = 0.0
 
-    def add(self, name: str) -> None:
-        """Count one more."""
+    def add(self, name: str, number: int = 1) -> None:
+        """Count one more, or so many."""
         with self._lock:
-            self._numbers[name] += 1
+            self._numbers[name] += number
 
     def hit(self, kind: str, *, seconds: float, cost: float) -> None:
         """Count a hit and what it saved."""

@@ -19,11 +19,15 @@ from neuralcache_plugins.semantic_cache.features import FEATURES, Neighbour, Rar
 from neuralcache_plugins.semantic_cache.nearest import Near
 from neuralcache_plugins.semantic_cache.parsing import Question, parse
 from neuralcache_plugins.semantic_cache.policy import FORMAT, Decision, Label, Policy
+from neuralcache_plugins.semantic_cache.proof import prove
 from neuralcache_plugins.semantic_cache.proposals import Proposal
 from neuralcache_plugins.settings import CacheSettings
 
 PARSED = 20_000
 """Cached questions that are kept read. Reading one takes about 0.2 ms, a look asks for eight."""
+
+TAUGHT, TESTED, CALIBRATED = "taught", "tested", "calibrated"
+"""Sources of labels from a log that a calibration read: pairs to learn from, pairs to test on, and its end."""
 
 _POLICY_SETTINGS = ("max_error", "confidence", "audit_rate", "judge_error")
 
@@ -40,6 +44,7 @@ class PolicyDecider:
         self._latest = _number("")
         self._rarity = Rarity()
         self._parsed: OrderedDict[str, Question] = OrderedDict()
+        self._held_out: list[Label] = []
 
     @property
     def name(self) -> str:
@@ -74,15 +79,26 @@ class PolicyDecider:
             score=decision.score,
             audit=decision.audit,
             reasons=decision.reasons,
-            features={} if decision.candidate is None else _told(decision, self._latest),
+            features={} if decision.candidate is None else told(decision, encoder, asked=now),
             propensity=decision.rate,
         )
 
     def learn(self, label: AnswerJudged) -> None:
-        """Fold a judged answer in; one that nobody compared by its features, such as an exact hit, teaches nothing."""
-        if label.features.keys() >= {"encoder", "coin", "rate", *FEATURES}:
+        """Fold a judged answer in; one that nobody compared by its features, such as an exact hit, teaches nothing.
+
+        A calibration's pairs follow each other in the log, and its end comes last: what it tests is tested then.
+        """
+        if label.source == CALIBRATED:
             self._latest = label.features["encoder"]
-            self._policy(self._latest).learn(_label(label))
+            prove(self._policy(self._latest), self._held_out)
+            self._held_out = []
+        elif label.features.keys() >= {"encoder", "coin", "rate", *FEATURES}:
+            self._latest = label.features["encoder"]
+            self._learn(self._policy(self._latest), label)
+
+    def rehearsal(self, encoder: str) -> Policy:
+        """Return a copy of the encoder's policy to try a log on, with no words counted yet."""
+        return Policy.unpack(*self._policy(_number(encoder)).pack(), self._settings)
 
     def certificate(self, *, reused: int) -> Certificate:
         """Return what may be said of the answers reused so far, with the encoder that was heard of last."""
@@ -117,6 +133,14 @@ class PolicyDecider:
             raise InvalidInputError(f"not a policy: {error}") from error
         return decider
 
+    def _learn(self, policy: Policy, label: AnswerJudged) -> None:
+        if label.source == TAUGHT:
+            policy.teach(_label(label))
+        elif label.source == TESTED:
+            self._held_out.append(_label(label))
+        else:
+            policy.learn(_label(label))
+
     def _policy(self, encoder: float) -> Policy:
         policy = self._policies.get(encoder)
         if policy is None:
@@ -132,9 +156,10 @@ class PolicyDecider:
         return known
 
 
-def _told(decision: Decision, encoder: float) -> Mapping[str, float]:
-    return {**dict(zip(FEATURES, decision.features.tolist(), strict=True)), "coin": decision.coin,
-            "rate": decision.rate, "encoder": encoder}
+def told(decided: Decision | Label, encoder: str, *, asked: float) -> Mapping[str, float]:
+    """Return what a label in the log must hold for the fold, as numbers by name."""
+    return {**dict(zip(FEATURES, decided.features.tolist(), strict=True)), "coin": decided.coin, "rate": decided.rate,
+            "encoder": _number(encoder), "asked": asked}
 
 
 def _number(encoder: str) -> float:
@@ -147,9 +172,10 @@ def _label(judged: AnswerJudged) -> Label:
         features=np.array([judged.features[name] for name in FEATURES], dtype=np.float32),
         right=judged.correct,
         # a report is about a hit as an audit is, but nobody knows what is not reported
-        served=judged.source != "miss",
+        served=judged.source in ("audit", "report"),
         coin=judged.features["coin"],
         rate=judged.features["rate"],
         at=judged.at,
+        asked=judged.features.get("asked", judged.at),
         sampled=judged.source != "report",
     )

@@ -47,6 +47,10 @@ class ExactTier:
             self._remember([answer], done.mark)
         return done.stored[0]
 
+    def put_all(self, answers: Sequence[CachedAnswer], *, bounds: AnswerBounds) -> int:
+        """Store many answers durably, in one call, and return how many were kept. Memory finds out by the mark."""
+        return sum(self._store.put_answers(answers, bounds=bounds).stored)
+
     def restart_after_fork(self) -> None:
         """Take a new lock in a forked child."""
         self._lock = threading.Lock()

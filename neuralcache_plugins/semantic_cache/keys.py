@@ -86,6 +86,16 @@ def checked_documents(documents: Documents) -> tuple[DocumentVersion, ...]:
     return tuple(pairs)
 
 
+def is_made_from(made: Iterable[DocumentVersion], asked: tuple[DocumentVersion, ...]) -> bool:
+    """Return whether a similar question's answer may serve who names these documents.
+
+    Not if it was made from another version of one of them; nor, if any are named, if nobody knows what it was made
+    from: no change could ever reach it.
+    """
+    known, found = dict(asked), tuple(made)
+    return (bool(found) or not known) and all(known.get(name, version) == version for name, version in found)
+
+
 def checked_namespace(namespace: Any) -> str:
     """Return the namespace; ``InvalidInputError`` unless it is a text that is not empty."""
     if not isinstance(namespace, str) or not namespace:

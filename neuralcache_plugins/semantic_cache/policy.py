@@ -40,7 +40,7 @@ from neuralcache_plugins.semantic_cache.parsing import Question
 from neuralcache_plugins.semantic_cache.score import Score
 from neuralcache_plugins.settings import CacheSettings
 
-FORMAT = 1
+FORMAT = 2
 WINDOW = 3_000
 """Judged pairs from which cuts are aimed."""
 
@@ -56,7 +56,8 @@ class Label:
     ``features`` (f,) are those of the decision. ``coin`` is its draw from [0, 1) and ``rate`` the chance with which
     labels counted towards the certificate at that time: 1 while nothing was live, else the audit rate. ``sampled`` is
     False for a report from outside, which teaches the score but proves nothing, because nobody knows what is not
-    reported. ``at`` is the time of the judgement in seconds since the epoch.
+    reported. ``at`` is the time of the judgement in seconds since the epoch, ``asked`` that of the decision: a label
+    that was decided before the last alarm and comes after it is of a world that is over, and proves nothing either.
     """
 
     features: Vector
@@ -66,6 +67,7 @@ class Label:
     rate: float
     at: float
     sampled: bool = True
+    asked: float = math.inf
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -86,6 +88,7 @@ class Decision:
     features: Vector
     coin: float
     rate: float
+    asked: float = math.inf
 
     @property
     def judge(self) -> bool:
@@ -94,7 +97,7 @@ class Decision:
 
     def label(self, *, right: bool, at: float, sampled: bool = True) -> Label:
         """Return the label to log and to learn from, once the candidate's answer has been judged."""
-        return Label(self.features, right, self.entry is not None, self.coin, self.rate, at, sampled)
+        return Label(self.features, right, self.entry is not None, self.coin, self.rate, at, sampled, self.asked)
 
 
 @dataclass(slots=True)
@@ -108,6 +111,8 @@ class Policy:
     audited: int = 0
     alarms: int = 0
     calibrated: int = 0
+    spent: int = 0
+    alpha: float | None = None
     last_alarm: float | None = None
     cuts: Array = field(default_factory=lambda: np.full(len(AIMS), np.inf))
     tests: Trials = field(init=False)
@@ -162,7 +167,7 @@ class Policy:
             entry, reasons = None, (*_why_not(live, score, cut), *(each.reason for each in told[free[best]]))
         return Decision(
             entry, candidate, _probability(score), _probability(cut), entry is not None and coin < rate, reasons,
-            rows[best], coin, rate,
+            rows[best], coin, rate, now,
         )
 
     def learn(self, label: Label) -> bool:
@@ -170,7 +175,7 @@ class Policy:
 
         Most of that is aiming the cuts, once in 50 labels. O(d^2) otherwise.
         """
-        alarm = label.sampled and label.coin < label.rate and self._test(label)
+        alarm = self._counts(label) and label.coin < label.rate and self._test(label)
         self.teach(label)
         if alarm:
             self._retreat(label.at)
@@ -182,8 +187,19 @@ class Policy:
         """Let the score learn from one judged pair that is no evidence for the certificate."""
         self.score.learn(expand(label.features[None])[0], label.right)
         self.labels += 1
-        if label.sampled:
+        if self._counts(label):
             self.window.add(label.features, wrong=not label.right, weight=1.0 / label.rate if label.served else 1.0)
+
+    def take_share(self) -> float:
+        """Return the next share of alpha, which is gone with that: all shares together are alpha."""
+        self.spent += 1
+        return share_of_alpha(1.0 - self.settings.confidence, self.spent - 1)
+
+    def bet_all(self, labels: Sequence[Label]) -> None:
+        """Let pairs that were not served count for the test, without learning from them."""
+        if labels:
+            for score, label in zip(self.scores(np.stack([one.features for one in labels])), labels, strict=True):
+                self._bet(float(score), label)
 
     def teach_all(self, labels: Iterable[Label]) -> None:
         """Let the score learn from many; the cuts stay."""
@@ -215,7 +231,8 @@ class Policy:
         header = {
             "format": FORMAT, "features": list(FEATURES), "aims": list(AIMS), "labels": self.labels,
             "audited": self.audited, "alarms": self.alarms, "last_alarm": self.last_alarm, "limit": self.limit,
-            "calibrated": self.calibrated, "tests": [self.tests.seen, self.tests.serves_from],
+            "calibrated": self.calibrated, "spent": self.spent, "alpha": self.alpha,
+            "tests": [self.tests.seen, self.tests.serves_from],
             "served": [self.served_mean.count, self.served_mean.wrong, self.served_mean.variance],
             "window": self.window.added,
         }
@@ -239,6 +256,7 @@ class Policy:
                 raise InvalidInputError(f"the packed policy has another {name}; fold the labels again")
         policy.labels, policy.audited, policy.alarms = header["labels"], header["audited"], header["alarms"]
         policy.last_alarm, policy.calibrated = header["last_alarm"], header["calibrated"]
+        policy.spent, policy.alpha = header["spent"], header["alpha"]
         policy.served_mean = RunningMean(*header["served"])
         taken = {name: array.copy() for name, array in arrays.items()}
         policy.score = Score(taken["weights"], taken["covariance"])
@@ -248,14 +266,20 @@ class Policy:
         return policy
 
     def _test(self, label: Label) -> bool:
-        score = float(self.scores(label.features[None])[0])
-        alpha = share_of_alpha(1.0 - self.settings.confidence, self.alarms + self.calibrated)
-        self.tests.observe(score >= self.cuts, not label.right, alpha)
+        self._bet(float(self.scores(label.features[None])[0]), label)
         if not label.served:
             return False
         self.audited += 1
         self.served_mean.observe(not label.right)
         return self.tests.live > 0 and self.drift.observe(not label.right)
+
+    def _counts(self, label: Label) -> bool:
+        return label.sampled and (self.last_alarm is None or label.asked > self.last_alarm)
+
+    def _bet(self, score: float, label: Label) -> None:
+        if self.alpha is None:
+            self.alpha = self.take_share()
+        self.tests.observe(score >= self.cuts, not label.right, self.alpha)
 
     def _retreat(self, at: float) -> None:
         """Withdraw everything: exact answers only, older entries in quarantine, a new test with its own share of
@@ -269,7 +293,7 @@ class Policy:
         self._start_certification()
 
     def _start_certification(self) -> None:
-        self.tests, self.drift = Trials(self.limit), Drift(self.limit)
+        self.tests, self.drift, self.alpha = Trials(self.limit), Drift(self.limit), None
 
 
 @dataclass(slots=True)

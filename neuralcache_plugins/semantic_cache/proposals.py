@@ -8,6 +8,7 @@ from typing import Protocol
 
 from neuralcache_plugins.contracts import AnswerJudged, CachedQuestion, DocumentVersion
 from neuralcache_plugins.semantic_cache.nearest import Near
+from neuralcache_plugins.semantic_cache.policy import Policy
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +49,9 @@ class Decider(Protocol):
 
     def learn(self, label: AnswerJudged) -> None:
         """Fold one judged answer into the state; called once for each, in the order of the log."""
+
+    def rehearsal(self, encoder: str) -> Policy:
+        """Return a copy of what was learned with this encoder, to try a log of questions and answers on."""
 
     def certificate(self, *, reused: int) -> object:
         """Return what may be said of the answers reused so far; ``str()`` of it is for people."""

@@ -26,8 +26,9 @@ from neuralcache_plugins.contracts import (
 from neuralcache_plugins.encoders import EncoderCache
 from neuralcache_plugins.errors import InvalidInputError
 from neuralcache_plugins.semantic_cache.deciding import PolicyDecider
-from neuralcache_plugins.semantic_cache.keys import Asked
+from neuralcache_plugins.semantic_cache.keys import Asked, is_made_from
 from neuralcache_plugins.semantic_cache.nearest import Near, NearestQuestions
+from neuralcache_plugins.semantic_cache.policy import Policy
 from neuralcache_plugins.semantic_cache.proposals import Decider, Proposal
 from neuralcache_plugins.settings import CacheSettings
 
@@ -93,6 +94,21 @@ class SemanticTier:
             return "", None
         row = self._encoders.question(question, namespace=self._namespace)
         return ("", None) if row is None else (self._encoders.fingerprint(len(row)), row)
+
+    def vectors(self, questions: Sequence[str]) -> tuple[str, list[Vector | None]]:
+        """Return the encoder's fingerprint ("" if there is no vector) and the questions' vectors, in one call of the
+        encoder where it can.
+        """
+        rows = self._encoders.questions(questions, namespace=self._namespace)
+        width = next((len(row) for row in rows if row is not None), None)
+        return "" if width is None else self._encoders.fingerprint(width), rows
+
+    def rehearsal(self, encoder: str) -> Policy:
+        """Return a copy of what was learned with an encoder; there must be a decider."""
+        self._catch_up()
+        with self._lock:
+            assert self._decider is not None
+            return self._decider.rehearsal(encoder)
 
     def find(self, asked: Sequence[Asked], *, now: float, coins: Sequence[float]) -> list[Found]:
         """Return what to serve and what to compare for each question, with as many queries as for one.
@@ -202,10 +218,8 @@ def _named(proposal: Proposal) -> set[str]:
 
 
 def _is_usable(cached: CachedQuestion, asked: Asked) -> bool:
-    """Return whether an entry is another question's, not made from another version of a document the caller has.
+    """Return whether an entry is another question's, and made from nothing that the caller knows otherwise.
 
     The very same question is the exact tier's, which asks more of its documents: what it refused stays refused.
     """
-    known = dict(asked.documents)
-    return cached.question != asked.question and all(
-        known.get(name, version) == version for name, version in cached.documents)
+    return cached.question != asked.question and is_made_from(cached.documents, asked.documents)
