@@ -42,6 +42,7 @@ def asked(cache: SemanticCache, count: int, seed: int = 0) -> list[bool]:
     for _ in range(count):
         question, answer = next(stream)
         right.append(cache.get_or_compute(question, lambda told=answer: told, scope=SCOPE) == answer)
+    cache._background.wait(20.0)
     cache.flush()
     return right
 

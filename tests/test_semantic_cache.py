@@ -33,7 +33,7 @@ from neuralcache_plugins.errors import (
     StoreError,
     UnknownHitError,
 )
-from neuralcache_plugins.semantic_cache import Sourced, semantic
+from neuralcache_plugins.semantic_cache import Sourced, background, semantic
 from neuralcache_plugins.semantic_cache.judges import Judge, embedding_agreement, exact, normalised_text
 from neuralcache_plugins.semantic_cache.keys import canonical
 from neuralcache_plugins.semantic_cache.semantic import Proposal
@@ -955,6 +955,100 @@ def test_misses_and_audits_are_judged(url: str, monkeypatch: pytest.MonkeyPatch)
         assert [(label.source, label.correct, label.hit_id is None) for label in labels] == [
             ("miss", True, True), ("audit", False, False)]
         assert cache.get_or_compute("how do I reset it now", str, scope=SCOPE) == "otherwise"
+
+
+def test_an_audit_that_fails_is_counted_and_leaves_no_label(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(semantic, "decider_for", lambda *_: Nearest(audit=True))
+    with opened(url) as cache:
+        cache.put("how do I reset it", "so", scope=SCOPE)
+        compute = Counting(error=KeyError("no network"))
+        assert cache.get_or_compute("how do I reset it now", compute, scope=SCOPE) == "so"
+        eventually(lambda: cache.stats().audits_failed == 1)
+        cache.flush()
+        assert cache._store.read_answer_events(kinds=[AnswerJudged]) == []
+        assert cache.stats().degraded["background"] == 1
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+async def test_one_question_is_audited_once_at_a_time(asynchronous: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twenty are served at once and all of them are to be audited: one fresh answer, one label."""
+    monkeypatch.setattr(semantic, "decider_for", lambda *_: Nearest(audit=True))
+    with opened() as cache:
+        cache.put("how do I reset it", "so", scope=SCOPE)
+        compute = Counting(seconds=0.1)
+        for _ in range(20):
+            if asynchronous:
+                answer = await cache.aget_or_compute("how do I reset it now", compute, scope=SCOPE)
+            else:
+                answer = cache.get_or_compute("how do I reset it now", compute, scope=SCOPE)
+            assert answer == "so"
+        await until(lambda: cache.stats().judged == 1 and not cache._background._tasks)
+        await asyncio.to_thread(cache._background.wait, EVENTUALLY_SECONDS)
+        assert (compute.calls, cache.stats().judged) == (1, 1)
+
+
+def test_work_in_the_background_is_bounded(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many audits are due, so many threads and no more; what finds no room is left undone and counted."""
+    monkeypatch.setattr(semantic, "decider_for", lambda *_: Nearest(audit=True))
+    monkeypatch.setattr(background, "ROOM", 10)
+    go, begun = threading.Event(), Counting()
+
+    def compute() -> str:
+        begun()
+        go.wait(EVENTUALLY_SECONDS)
+        return "so"
+
+    with opened() as cache:
+        before = {thread.ident for thread in threading.enumerate()}
+        cache.put("how do I reset it", "so", scope=SCOPE)
+        for number in range(50):
+            cache.get_or_compute(f"how do I reset it {number}", compute, scope=SCOPE)
+        eventually(lambda: begun.calls == background.WORKERS)
+        others = {thread.ident for thread in threading.enumerate()} - before
+        assert len(others) <= background.WORKERS + 1  # and the recorder's
+        go.set()
+        cache._background.wait(EVENTUALLY_SECONDS)
+        undone = cache.stats().left_undone
+        assert undone >= 50 - background.WORKERS - 10
+        assert cache.stats().judged == 50 - undone
+
+
+async def test_coroutines_in_the_background_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(semantic, "decider_for", lambda *_: Nearest(audit=True))
+    monkeypatch.setattr(background, "ROOM", 3)
+    with opened() as cache:
+        cache.put("how do I reset it", "so", scope=SCOPE)
+        go = asyncio.Event()
+
+        async def compute() -> str:
+            await go.wait()
+            return "so"
+
+        for number in range(9):
+            await cache.aget_or_compute(f"how do I reset it {number}", compute, scope=SCOPE)
+        assert len(cache._background._tasks) == 3
+        go.set()
+        await until(lambda: cache.stats().judged == 3)
+        assert cache.stats().left_undone == 6
+
+
+def test_after_an_alarm_the_very_same_question_is_still_answered(deciders: list[Nearest]) -> None:
+    """The exact tier promises time to live and documents, not the certificate: an alarm leaves it alone."""
+    clock = FakeClock()
+    with opened(clock=clock) as cache:
+        cache.put("how do I reset it", "so", scope=SCOPE)
+        assert cache.lookup("how do I reset that", scope=SCOPE)
+        deciders[-1].quarantined = clock()
+        clock.advance(1.0)
+        assert cache.lookup("how do I reset that", scope=SCOPE) is None
+        assert cache.lookup("how do I reset it", scope=SCOPE).kind == "exact"
+
+
+def test_a_similar_answer_made_from_nobody_knows_what_is_not_for_who_names_documents(deciders: list[Nearest]) -> None:
+    with opened() as cache:
+        cache.put("how do I reset it", "so", scope=SCOPE)
+        assert cache.lookup("how do I reset that", scope=SCOPE)
+        assert cache.lookup("how do I reset that", scope=SCOPE, documents=[("a", "1")]) is None
 
 
 async def test_coroutines_are_audited_too(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,9 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
-from neuralcache_plugins.contracts import AnswerEvent, AnswerJudged, AnswerStore, CachedAnswer, Vector
+from neuralcache_plugins.contracts import AnswerEvent, AnswerJudged, AnswerStore, Vector
 from neuralcache_plugins.errors import InvalidInputError
 from neuralcache_plugins.semantic_cache.calibration import Calibration, Logged, Played, calibrate
 from neuralcache_plugins.semantic_cache.deciding import CALIBRATED, TAUGHT, TESTED, told
@@ -112,16 +110,6 @@ class CalibrateStage:
             correct=found.proof.passed > 0, source=CALIBRATED, features={"encoder": pairs[-1].features["encoder"]},
         )
         return [*pairs, end]
-
-
-def entries_of(lines: Sequence[Line], prepared: Prepared, make: Callable[[Line, str, str, Any], CachedAnswer | None],
-               ) -> list[CachedAnswer]:
-    """Return an entry for each question, with the answer that it got last."""
-    ids = {line.asked.key: place for place, line in enumerate(prepared.lines)}
-    last = {line.asked.key: line for line in lines}
-    made = [make(line, prepared.entries[ids[key]], prepared.encoder, prepared.vectors[ids[key]].astype(np.float16))
-            for key, line in last.items() if key in ids]
-    return [entry for entry in made if entry is not None]
 
 
 def check_scopes(lines: Sequence[Line]) -> None:

@@ -63,6 +63,7 @@ class CacheStats:
     """What one cache object did so far. ``misses`` are by reason; ``shared`` waited for somebody else's computation.
 
     ``seconds_saved`` and ``cost_saved`` add up what the answers served had taken when they were computed.
+    ``audits_failed`` could not be computed or judged, ``left_undone`` found no room in the background.
     ``degraded`` counts what the cache had to do without ("store", "encoder").
     """
 
@@ -78,6 +79,8 @@ class CacheStats:
     shared: int
     failed: int
     judged: int
+    audits_failed: int
+    left_undone: int
     reported_wrong: int
     seconds_saved: float
     cost_saved: float
