@@ -77,6 +77,47 @@ def test_another_process_knows_what_this_one_learned(filled: tuple[str, dict[str
         assert [one.score for one in again] == pytest.approx([one.score for one in told["seen"]], abs=0.02)
 
 
+def test_the_certificate_counts_what_all_processes_reused(filled: tuple[str, dict[str, Any]]) -> None:
+    url, told = filled
+    with SemanticCache(HashingEncoder(), store=url, settings=LENIENT) as other:
+        before = other.certificate().reused
+        hits = [other.lookup(f"how do I change my {thing} at last", scope=SCOPE) for thing in THINGS]
+        similar = sum(hit is not None and hit.kind == "semantic" for hit in hits)
+
+        assert similar > 0
+        assert before >= told["hits"]
+        assert other.certificate().reused == before + similar  # written or not
+        other.flush()
+        assert other.certificate().reused == before + similar
+
+
+def test_the_certificate_tells_how_it_came_about(filled: tuple[str, dict[str, Any]]) -> None:
+    url, _ = filled
+    with SemanticCache(HashingEncoder(), store=url, settings=LENIENT) as other:
+        certificate = other.certificate()
+
+    assert [move.before for move in certificate.moves] == [0, *(move.after for move in certificate.moves[:-1])]
+    assert certificate.moves[-1].after == certificate.rule
+    assert {move.why for move in certificate.moves} <= {"certified", "alarm"}
+    assert certificate.history()[0][1].startswith("rule 0 to ")
+
+
+def test_stats_tell_of_this_object_and_of_all(filled: tuple[str, dict[str, Any]]) -> None:
+    url, told = filled
+    with SemanticCache(HashingEncoder(), store=url, settings=LENIENT) as other:
+        other.lookup("what is the time in Rome", scope="another")
+        other.flush()
+        stats = other.stats()
+
+    assert stats.hits == 0
+    assert stats.logged.served["semantic"] >= told["hits"]
+    assert stats.logged.judged.keys() == {"miss", "audit"}
+    assert stats.logged.missed[next(iter(stats.misses))] >= 1
+    assert "all processes:\n  hits: " in str(stats)
+    assert "answers reused; at most 30 % wrong at 80 % confidence" in str(stats)
+    assert stats._repr_html_().count("<tr>") == len(stats.facts()) + len(stats.logged_facts())
+
+
 def test_a_snapshot_and_the_rest_of_the_log_are_the_whole_log(filled: tuple[str, dict[str, Any]],
                                                               monkeypatch: pytest.MonkeyPatch) -> None:
     url, _ = filled

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from neuralcache_plugins import Reranker, open_store
+from neuralcache_plugins import CacheSettings, Reranker, SemanticCache, open_store
 from neuralcache_plugins.cli import app
 from neuralcache_plugins.settings import RerankSettings, StoreSettings, origins
 from neuralcache_plugins.testing import HashingEncoder
@@ -86,6 +86,24 @@ def test_looking_writes_nothing(filled: str, monkeypatch: pytest.MonkeyPatch) ->
     run("doctor", "--store", filled)
 
     assert Path(filled.removeprefix("sqlite:///")).read_bytes() == before
+
+
+def test_stats_tell_of_a_cache_of_answers(filled: str) -> None:
+    """Also where a namespace has nothing else; reading changes nothing."""
+    with SemanticCache(HashingEncoder(), store=filled, namespace="answers",
+                       settings=CacheSettings(cost_per_answer=0.25)) as cache:
+        for _ in range(3):
+            cache.get_or_compute("how?", lambda: "so", scope="s")
+    done = run("stats", "--store", filled)
+    (told,) = json.loads(run("stats", "--store", filled, "--json", "--namespace", "answers").stdout)["namespaces"]
+
+    own = done.stdout[done.stdout.index("namespace 'answers'"):done.stdout.index("namespace 'bank'")]
+    assert "rankings" not in own
+    assert "hits: 2 of 3 (exact 2); saved 0.0 s, cost 0.5\n" in own
+    assert "misses: never asked 1\n" in own
+    assert "certificate: 0 answers reused; not certified yet for at most 2 % wrong at 95 % confidence" in own
+    assert (told["cache"]["served"], told["cache"]["cost_saved"]) == ({"exact": 2}, 0.5)
+    assert told["cache"]["certificate"]["rule"] == 0
 
 
 def test_stats_of_an_unknown_namespace(filled: str) -> None:

@@ -25,7 +25,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from neuralcache_plugins import CacheSettings, SemanticCache, StoreSettings, open_store
-from neuralcache_plugins.contracts import AnswerJudged, AnswerServed, Erasure, TelemetryStore
+from neuralcache_plugins.contracts import AnswerJudged, AnswerMissed, AnswerServed, Erasure, TelemetryStore
 from neuralcache_plugins.errors import (
     ComputationError,
     InvalidInputError,
@@ -882,7 +882,7 @@ def test_a_policy_serves_similar_questions(url: str, deciders: list[Nearest]) ->
         assert judged.features == pytest.approx({"cosine": 0.93}, abs=0.02)
         assert judged.propensity == 0.5
         assert deciders[-1].learned == [judged]
-        assert cache.certificate() == "0 reused"
+        assert cache.certificate() == "1 reused"  # by the other object, as the log says
 
 
 def test_a_semantic_answer_is_not_made_from_a_changed_document(deciders: list[Nearest]) -> None:
@@ -1109,6 +1109,40 @@ def test_a_snapshot_that_cannot_be_written_does_not_fail_the_close(url: str, mon
         cache.report(hit.hit_id, True)
         cache.certificate()
         monkeypatch.setattr(SqliteStore, "save_snapshot", fail)
+
+
+def test_misses_are_recorded_with_their_reason_and_no_word_of_the_question(cache: SemanticCache) -> None:
+    assert cache.lookup("a secret question", scope=SCOPE) is None
+    cache.flush()
+    (entry,) = cache._store.read_answer_events(kinds=[AnswerMissed])
+
+    assert entry.event.reason == "never asked"
+    assert "secret" not in repr(entry)
+    assert cache.stats().logged.missed == {"never asked": 1}
+
+
+def test_stats_of_a_store_in_trouble_tell_what_this_object_did() -> None:
+    store = FailingStore(MemoryStore())
+    with opened(store) as cache:
+        cache.put("how?", "so", scope=SCOPE)
+        store.fail()
+        stats = cache.stats()
+        store.recover()
+
+    assert (stats.stored, stats.logged, stats.certificate) == (1, None, None)
+    assert "log: cannot be read" in str(stats)
+
+
+def test_what_is_older_than_the_retention_goes(url: str) -> None:
+    """Without a reranker beside it, too: answers and events about them share the store's retention."""
+    clock = FakeClock()
+    with opened(url, clock=clock, store_settings=StoreSettings(retention_seconds=3600)) as cache:
+        cache.put("how?", "so", scope=SCOPE, ttl=10**6)
+        clock.advance(4000)
+        cache.put("why?", "so", scope=SCOPE)
+        eventually(lambda: cache.stats().logged.put == 1)
+        assert cache.lookup("how?", scope=SCOPE) is None
+        assert cache.lookup("why?", scope=SCOPE)
 
 
 # judges

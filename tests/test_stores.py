@@ -27,6 +27,7 @@ from neuralcache_plugins import open_store
 from neuralcache_plugins.contracts import (
     SIGNALS,
     AnswerBounds,
+    AnswerMissed,
     Erasure,
     RecordedAnswer,
     Removal,
@@ -54,6 +55,7 @@ from neuralcache_plugins.testing import (
     assert_same_event,
     make_answer,
     make_feedback,
+    make_judged,
     make_ranking,
     make_served,
     read_all,
@@ -440,6 +442,38 @@ def test_an_older_file_is_brought_forward(path):
     with closing(SqliteStore(path)) as store:
         store.put_answers([make_answer()], bounds=NO_BOUNDS)
     assert sql(path, "SELECT count(*) FROM answers") == [(1,)]
+
+
+def test_events_about_answers_move_to_the_newest_schema_with_their_positions(path):
+    """Schema 3 makes their table anew; what is stored then goes on behind what was, erased or not."""
+    with closing(SqliteStore(path, migrations=MIGRATIONS[:2])) as store:
+        store.put_answers([make_answer(), make_answer("why", namespace="y")], bounds=NO_BOUNDS)
+        store.record_answers([make_served(make_answer())])
+        store.erase(Erasure(namespace="default"))
+        before = store.read_answer_events()
+    with closing(SqliteStore(path)) as store:
+        assert store.read_answer_events() == before
+        (position,) = store.record_answers([AnswerMissed("m", "y", 1.0, "s", "expired")])
+        assert position == 4
+        assert store.health()["integrity"] == "ok"
+    assert sql(path, "SELECT reason, namespace FROM cache_misses") == [("expired", "y")]
+    assert sql(path, "SELECT name FROM sqlite_master WHERE name LIKE '%before%'") == []
+
+
+def test_people_ask_the_cache_with_sql(path):
+    """The views have one row for each hit, miss and judgement."""
+    answer = make_answer()
+    with closing(SqliteStore(path)) as store:
+        store.put_answers([answer], bounds=NO_BOUNDS)
+        store.record_answers([
+            make_served(answer, cost=2.0, seconds=3.0), make_judged(answer, correct=False),
+            AnswerMissed("m", "default", 1_800_000_000.0, "s", "expired"),
+            make_judged(answer, "end", source="calibrated")])
+
+    assert sql(path, "SELECT hit_id, kind, score, cost_saved, seconds_saved FROM cache_hits") == [
+        ("hit-1", "semantic", 0.75, 2.0, 3.0)]
+    assert sql(path, "SELECT reason, missed_at FROM cache_misses") == [("expired", "2027-01-15T08:00:00.000Z")]
+    assert sql(path, "SELECT source, correct, hit_id FROM cache_judgements") == [("audit", 0, "hit-1")]
 
 
 def test_an_empty_file_is_a_store_to_be(path):

@@ -10,7 +10,8 @@ from pathlib import Path
 from neuralcache_plugins.contracts import TelemetryStore
 from neuralcache_plugins.errors import InvalidInputError, StoreCorruptError
 from neuralcache_plugins.reranker import NamespaceStats, Reranker
-from neuralcache_plugins.settings import RerankSettings, StoreSettings, from_environment
+from neuralcache_plugins.semantic_cache import CacheStats, SemanticCache
+from neuralcache_plugins.settings import CacheSettings, RerankSettings, StoreSettings, from_environment
 from neuralcache_plugins.stores import mask, open_store
 
 NEW_FILE = "nothing was recorded there yet"
@@ -58,6 +59,17 @@ def learned(store: TelemetryStore, namespaces: list[str]) -> list[NamespaceStats
     # not closed: there is nothing to flush, and closing would write a snapshot
     reader = Reranker(store=store, settings=from_environment(RerankSettings))
     return [reader.stats(namespace=name).namespace for name in namespaces]
+
+
+def cached(store: TelemetryStore, namespaces: list[str]) -> dict[str, CacheStats]:
+    """Return what the log says of the cache of answers, for namespaces that have one, without writing anything."""
+    found = {}
+    for name in namespaces:
+        # not closed, as above
+        told = SemanticCache(store=store, namespace=name, settings=from_environment(CacheSettings)).stats()
+        if told.logged is not None and told.logged.position:
+            found[name] = told
+    return found
 
 
 def now() -> float:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich import box
@@ -15,11 +15,13 @@ from rich.console import Console
 from rich.padding import Padding
 from rich.table import Table
 
-from neuralcache_plugins.cli.opening import NEW_FILE, learned, now, opened, pointing_at, url_of
+from neuralcache_plugins.cli.opening import NEW_FILE, cached, learned, now, opened, pointing_at, url_of
 from neuralcache_plugins.contracts import Erasure
 from neuralcache_plugins.errors import InvalidInputError
 from neuralcache_plugins.reranker import NamespaceStats
 from neuralcache_plugins.reranker.stats import moment
+from neuralcache_plugins.semantic_cache import CacheStats
+from neuralcache_plugins.semantic_cache.certificate import Certificate
 
 StoreUrl = Annotated[str | None, typer.Option(
     "--store", metavar="URL", help="Telemetry store; else NEURALCACHE_STORE_URL, else the user's data folder.")]
@@ -44,17 +46,19 @@ def stats(
     namespace: Annotated[str | None, typer.Option("--namespace", metavar="NAME", help="Only this namespace.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
 ) -> None:
-    """Show what was recorded and learned, by namespace. Reads only."""
+    """Show what was recorded, learned and answered from the cache, by namespace. Reads only."""
     with opened(url_of(store), must_exist=True) as source:
         known = source.namespaces()
         if namespace is not None and namespace not in known:
             raise InvalidInputError(
                 f"{source.url} has no namespace {namespace!r}; it has: {', '.join(map(repr, known)) or 'none'}")
-        found = learned(source, known if namespace is None else [namespace])
+        wanted = known if namespace is None else [namespace]
+        found, answers = learned(source, wanted), cached(source, wanted)
         if as_json:
-            typer.echo(json.dumps({"store": source.url, "namespaces": [asdict(one) for one in found]}, indent=2))
+            told = [asdict(one) | {"cache": _cache_as_dict(answers.get(one.namespace))} for one in found]
+            typer.echo(json.dumps({"store": source.url, "namespaces": told}, indent=2))
         else:
-            _show(Console(highlight=False), source.url, found)
+            _show(Console(highlight=False), source.url, found, answers)
 
 
 def forget(
@@ -87,17 +91,30 @@ def forget(
     typer.echo(f"Erased from {target.url}: {', '.join(counts)}")
 
 
-def _show(console: Console, url: str, found: list[NamespaceStats]) -> None:
+def _cache_as_dict(told: CacheStats | None) -> dict[str, Any] | None:
+    if told is None or told.logged is None:
+        return None
+    certificate = asdict(told.certificate) if isinstance(told.certificate, Certificate) else {}
+    return {**asdict(told.logged), "certificate": {**certificate, "text": str(told.certificate)}}
+
+
+def _show(console: Console, url: str, found: list[NamespaceStats], answers: Mapping[str, CacheStats]) -> None:
     console.print(f"store: {url}", markup=False, soft_wrap=True)
     if not found:
-        console.print(f"no rankings, no feedback: {NEW_FILE}")
+        console.print(f"no rankings, no feedback, no answers: {NEW_FILE}")
     for one in found:
-        _show_namespace(console, one)
+        _show_namespace(console, one, answers.get(one.namespace))
 
 
-def _show_namespace(console: Console, one: NamespaceStats) -> None:
+def _show_namespace(console: Console, one: NamespaceStats, answers: CacheStats | None) -> None:
     console.print(f"\nnamespace {one.namespace!r}", markup=False, soft_wrap=True)
-    _show_facts(console, one.facts(), indent=2)
+    if one.rankings or one.feedback or answers is None:
+        _show_facts(console, one.facts(), indent=2)
+    if answers is not None:
+        console.print("  cache of answers", markup=False, soft_wrap=True)
+        _show_facts(console, answers.logged_facts(), indent=4)
+        console.print("    the limits of the certificate are NEURALCACHE_CACHE_MAX_ERROR and _CONFIDENCE of here",
+                      markup=False, soft_wrap=True)
     for encoder, guard in one.guard.items():
         console.print(f"  encoder {encoder}", markup=False, soft_wrap=True)
         _show_facts(console, guard.facts(), indent=4)

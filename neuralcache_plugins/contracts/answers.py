@@ -151,7 +151,7 @@ class AnswerServed:
     """The event "this answer was given for a question": ``kind`` is "exact" or "semantic".
 
     ``features`` are finite numbers by name; ``propensity`` is the probability with which this very serving was to be
-    checked against a fresh answer.
+    checked against a fresh answer. ``cost`` and ``seconds`` are what computing the answer took: what this hit saved.
     """
 
     hit_id: str
@@ -163,6 +163,26 @@ class AnswerServed:
     score: float = 1.0
     features: Mapping[str, float] = field(default_factory=dict)
     propensity: float = 0.0
+    cost: float = 0.0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerMissed:
+    """The event "no cached answer was given for a question". ``reason`` is one of a few sentences, without a word of
+    the question.
+    """
+
+    missed_id: str
+    namespace: str
+    at: float
+    scope: str
+    reason: str
+
+    @property
+    def entry_id(self) -> str:
+        """No entry: every event about answers has this field."""
+        return ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +209,7 @@ class AnswerJudged:
     hit_id: str | None = None
 
 
-AnswerEvent: TypeAlias = AnswerCached | AnswerServed | AnswerJudged
+AnswerEvent: TypeAlias = AnswerCached | AnswerServed | AnswerJudged | AnswerMissed
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,6 +218,33 @@ class RecordedAnswer:
 
     position: int
     event: AnswerEvent
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerTotals:
+    """What the log holds of one namespace up to ``position``, counted: answers put, servings by kind and what they
+    saved, misses by reason, judgements by source and how many of them were "wrong".
+    """
+
+    position: int = 0
+    put: int = 0
+    served: Mapping[str, int] = field(default_factory=dict)
+    missed: Mapping[str, int] = field(default_factory=dict)
+    judged: Mapping[str, int] = field(default_factory=dict)
+    wrong: Mapping[str, int] = field(default_factory=dict)
+    cost_saved: float = 0.0
+    seconds_saved: float = 0.0
+
+    def __add__(self, later: AnswerTotals) -> AnswerTotals:
+        return AnswerTotals(
+            max(self.position, later.position), self.put + later.put, _sums(self.served, later.served),
+            _sums(self.missed, later.missed), _sums(self.judged, later.judged), _sums(self.wrong, later.wrong),
+            self.cost_saved + later.cost_saved, self.seconds_saved + later.seconds_saved,
+        )
+
+
+def _sums(one: Mapping[str, int], other: Mapping[str, int]) -> dict[str, int]:
+    return {name: one.get(name, 0) + other.get(name, 0) for name in {**one, **other}}
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,14 +296,18 @@ class AnswerStore(Protocol):
     def record_answers(self, events: Sequence[AnswerEvent], *, withdraw: Sequence[str] = ()) -> tuple[int, ...]:
         """Append events durably and count hits; return positions. In the same step the entries ``withdraw`` go.
 
-        An event whose id (``hit_id``, ``judged_id``, or the ``entry_id`` of ``AnswerCached``) the namespace already
-        has is not stored again; its old position is returned. ``withdraw`` concerns the namespaces of the events.
+        An event whose id (``hit_id``, ``judged_id``, ``missed_id``, or the ``entry_id`` of ``AnswerCached``) the
+        namespace already has is not stored again; its old position is returned. ``withdraw`` concerns the namespaces of
+        the events.
         """
 
     def read_answer_events(self, *, after: int = 0, namespace: str | None = None,
                            kinds: Sequence[type[AnswerEvent]] | None = None,
                            limit: int = 1000) -> list[RecordedAnswer]:
         """Return up to ``limit`` events with ``position > after``, by position; a reader must never miss one."""
+
+    def answer_totals(self, namespace: str, *, after: int = 0) -> AnswerTotals:
+        """Return the events with ``position > after`` counted, in one query; without any, the position is ``after``."""
 
     def served_answer(self, hit_id: str, *, namespace: str) -> AnswerServed | None:
         """Return the serving with this id, or None."""

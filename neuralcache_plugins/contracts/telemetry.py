@@ -220,7 +220,7 @@ class TelemetryStore(Protocol):
         """
 
     def namespaces(self) -> list[str]:
-        """Return the namespaces that have events, sorted."""
+        """Return the namespaces that have events, about rankings or answers, or cached answers, sorted."""
 
     def health(self) -> StoreHealth:
         """Return facts for people; runs an integrity check, so not for hot paths."""

@@ -28,12 +28,12 @@ from neuralcache_plugins.contracts import (
 from neuralcache_plugins.encoders import EncoderCache
 from neuralcache_plugins.errors import InvalidInputError, StoreError
 from neuralcache_plugins.memory import Memory
+from neuralcache_plugins.memory.retention import Retention
 from neuralcache_plugins.reranker import border
 from neuralcache_plugins.reranker.encoding import VectorStage
 from neuralcache_plugins.reranker.feedback import FeedbackStage, erasure
 from neuralcache_plugins.reranker.health import Health
 from neuralcache_plugins.reranker.ranking import RankStage
-from neuralcache_plugins.reranker.retention import Retention
 from neuralcache_plugins.reranker.scorers import CachedScorer
 from neuralcache_plugins.reranker.shown import RankingIds, ShownVectors
 from neuralcache_plugins.reranker.stats import NamespaceStats, RerankerStats, TrustStats

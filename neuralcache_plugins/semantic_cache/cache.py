@@ -18,8 +18,10 @@ import numpy as np
 from neuralcache_plugins.contracts import (
     AnswerJudged,
     AnswerKey,
+    AnswerMissed,
     AnswerServed,
     AnswerStore,
+    AnswerTotals,
     CachedAnswer,
     DocumentVersion,
     Encoder,
@@ -33,6 +35,7 @@ from neuralcache_plugins.errors import (
     StoreError,
     UnknownHitError,
 )
+from neuralcache_plugins.memory.retention import Retention
 from neuralcache_plugins.semantic_cache import values
 from neuralcache_plugins.semantic_cache.background import Background
 from neuralcache_plugins.semantic_cache.calibrating import (
@@ -40,6 +43,7 @@ from neuralcache_plugins.semantic_cache.calibrating import (
     check_scopes,
     report_of,
 )
+from neuralcache_plugins.semantic_cache.certificate import Certificate
 from neuralcache_plugins.semantic_cache.computing import (
     AnyCompute,
     Compute,
@@ -64,6 +68,7 @@ from neuralcache_plugins.semantic_cache.report import CalibrationReport
 from neuralcache_plugins.semantic_cache.results import CacheHit, CacheStats, Explanation, Sourced
 from neuralcache_plugins.semantic_cache.semantic import SemanticTier
 from neuralcache_plugins.semantic_cache.threads import Threads
+from neuralcache_plugins.semantic_cache.totals import Totals
 from neuralcache_plugins.settings import CacheSettings, StoreSettings, from_environment
 from neuralcache_plugins.stores import open_store
 
@@ -137,6 +142,9 @@ class SemanticCache:
                                    self._background, clock)
         self._keeping = KeepStage(namespace, self._exact, self._semantic, self._counts, self._settings, clock)
         self._calibrating = CalibrateStage(self._store, namespace, self._semantic, clock)
+        self._totals = Totals(self._store, opened, namespace)
+        self._retention = Retention(self._store_settings.retention_seconds)
+        self._log = opened
         self._lock = threading.Lock()
         self._coins = np.random.default_rng(seed)
         self._missed: OrderedDict[AnswerKey, Look] = OrderedDict()
@@ -192,6 +200,7 @@ class SemanticCache:
         with self._lock:
             missed = self._missed.pop(asked.key, None)
         mark = since if since is not None or missed is None else missed.mark
+        self._erase_old()
         entry_id, _ = self._keeping.put(asked, answer, mark=mark, ttl=ttl, cost=cost, seconds=seconds)
         if missed is not None:
             self._judging.compare(missed, judged, answer)
@@ -372,7 +381,10 @@ class SemanticCache:
     def certificate(self) -> Any:
         """Return what is known of the error of the answers served; ``str()`` of it is for people."""
         self._check_open()
-        return self._semantic.certificate(reused=self._counts.number("semantic"))
+        if not self._semantic.active:
+            return self._semantic.certificate(reused=0)
+        written = self._totals.read().served.get("semantic", 0)
+        return self._semantic.certificate(reused=written + self._recorder.unwritten("semantic"))
 
     def explain(self, question: str, scope: Scope, *, documents: Documents = ()) -> Explanation:
         """Say why a question would be answered from the cache now, or would not. Counts and records nothing."""
@@ -395,8 +407,9 @@ class SemanticCache:
         )
 
     def stats(self) -> CacheStats:
-        """Return the counts of this object."""
+        """Return the counts of this object, and what the log holds of all processes."""
         number = self._counts.number
+        logged, certificate = self._of_all_processes()
         return CacheStats(
             store=self.url, namespace=self._namespace, exact_hits=number("exact"), semantic_hits=number("semantic"),
             stale_hits=number("stale"), misses=self._counts.misses(), stored=number("stored"),
@@ -404,8 +417,15 @@ class SemanticCache:
             judged=number("judged"), audits_failed=number("audits_failed"), left_undone=number("left_undone"),
             reported_wrong=number("reported_wrong"),
             seconds_saved=self._counts.seconds_saved, cost_saved=self._counts.cost_saved,
-            degraded=self._counts.degraded(), recorder=self._recorder.stats(),
+            degraded=self._counts.degraded(), recorder=self._recorder.stats(), logged=logged, certificate=certificate,
         )
+
+    def _of_all_processes(self) -> tuple[AnswerTotals | None, Certificate | str | None]:
+        try:
+            return self._totals.read(), self.certificate()
+        except StoreError as error:
+            self._counts.without("store", error)
+            return None, None
 
     def flush(self) -> None:
         """Write what waits to be recorded; ``StoreError`` if that fails."""
@@ -457,6 +477,8 @@ class SemanticCache:
         """Return the hit to hand out, counted and noted; a miss is counted."""
         if look.answer is None:
             self._counts.miss(look.reason)
+            self._recorder.note(AnswerMissed(os.urandom(12).hex(), self._namespace, self._clock(), look.asked.scope,
+                                             look.reason))
             return None
         return self._served(look, look.answer, "semantic" if look.is_semantic else "exact")
 
@@ -465,7 +487,8 @@ class SemanticCache:
         kind: Literal["exact", "semantic"] = "semantic" if look.is_semantic else "exact"
         proposal = look.proposal if look.is_semantic else Proposal(score=1.0, propensity=0.0)
         self._recorder.note(AnswerServed(hit_id, answer.entry_id, self._namespace, now, answer.scope, kind,
-                                         proposal.score, proposal.features, proposal.propensity))
+                                         proposal.score, proposal.features, proposal.propensity, answer.cost,
+                                         answer.seconds))
         self._counts.hit(counted_as, seconds=answer.seconds, cost=answer.cost)
         return CacheHit(hit_id, kind, values.value_of(answer), answer.question, proposal.score)
 
@@ -491,6 +514,7 @@ class SemanticCache:
         self._judging.compare(first, judge, answer)
         if look.mark is None:
             return Kept(outcome, outcome)
+        self._erase_old()
         try:
             _, late = self._keeping.put(asked, answer, mark=look.mark, ttl=ttl, cost=None, seconds=seconds)
         except StoreError as error:
@@ -498,6 +522,12 @@ class SemanticCache:
             late = False
         # somebody who asked after a document changed may be waiting for what was made before it
         return Kept(outcome, Outcome() if late else outcome)
+
+    def _erase_old(self) -> None:
+        """Erase what is older than the store's retention, now and then, beside whoever puts an answer."""
+        old = self._retention.due(self._clock())
+        if old is not None:
+            self._background.do(partial(self._log.erase, old))
 
     # what is done after the answer was given
 
@@ -513,7 +543,7 @@ class SemanticCache:
         self._lock = threading.Lock()
         self._coins = np.random.default_rng(None if self._seed is None else [self._seed, os.getpid()])
         for part in (self._counts, self._recorder, self._exact, self._semantic, self._computing, self._threads,
-                     self._background):
+                     self._background, self._totals, self._retention):
             part.restart_after_fork()
 
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -230,12 +231,26 @@ class RunningMean:
         return min(1.0, (self.wrong + min(bounds)) / self.count)
 
 
+class Move(NamedTuple):
+    """That another rule serves, from the strictest, 1, on; 0 is none. ``why``: "certified", "calibrated" or "alarm"."""
+
+    at: float
+    before: int
+    after: int
+    why: str
+
+
 @dataclass(frozen=True, slots=True)
 class Certificate:
     """What may be said of the answers that were reused because a question was similar; ``str()`` says it in words.
 
-    ``rule`` is 0 while nothing is certified: then only the very same question gets a cached answer. ``measured`` bounds
-    the mean error over all audited answers so far, at the same confidence. Times are seconds since the epoch, UTC.
+    It speaks of one namespace and encoder, and of the answers reused in all its scopes taken together: in one of them
+    more may be wrong, in others fewer. Who needs the promise for one kind of question alone gives it a namespace.
+
+    ``reused`` counts what the log holds of all processes. ``rule`` is 0 while nothing is certified: then only the very
+    same question gets a cached answer. ``measured`` bounds the mean error over all audited answers so far, at the same
+    confidence. ``calibrated`` counts logs that were read, ``moves`` tells when the rule changed and why, the last 64.
+    Times are seconds since the epoch, UTC.
     """
 
     max_error: float
@@ -249,6 +264,8 @@ class Certificate:
     measured: float
     judged: int
     judge_error: float = 0.0
+    calibrated: int = 0
+    moves: tuple[Move, ...] = ()
 
     @property
     def live(self) -> bool:
@@ -258,11 +275,21 @@ class Certificate:
     def __str__(self) -> str:
         allowed = f"at most {_percent(self.max_error)} wrong at {_percent(self.confidence)} confidence"
         said = allowed if self.live else f"not certified yet for {allowed}, so only exact repeats are answered"
-        alarm = "never" if self.last_alarm is None else f"{datetime.fromtimestamp(self.last_alarm, UTC):%Y-%m-%d %H:%M}"
+        alarm = "never" if self.last_alarm is None else _minute(self.last_alarm)
         audits = f"{self.audited:,} audited" if self.live or self.audited else f"{self.judged:,} judged"
         noisy = f"; judge misses {_percent(self.judge_error)}, allowed for" if self.judge_error else ""
         rule = f"rule {self.rule} of {self.rules}"
-        return f"{self.reused:,} answers reused; {said}; {audits}; {rule}; last alarm {alarm}{noisy}"
+        logs = f"; calibrated on {'a log' if self.calibrated == 1 else f'{self.calibrated} logs'}"
+        return (f"{self.reused:,} answers reused; {said}; {audits}; {rule}; last alarm {alarm}{noisy}"
+                f"{logs if self.calibrated else ''}")
+
+    def history(self) -> list[tuple[str, str]]:
+        """Return when the rule changed, and how and why, in words."""
+        return [(_minute(move.at), f"rule {move.before} to {move.after}: {move.why}") for move in self.moves]
+
+
+def _minute(at: float) -> str:
+    return f"{datetime.fromtimestamp(at, UTC):%Y-%m-%d %H:%M}"
 
 
 def _percent(share: float) -> str:

@@ -90,7 +90,7 @@ class PolicyDecider:
         """
         if label.source == CALIBRATED:
             self._latest = label.features["encoder"]
-            prove(self._policy(self._latest), self._held_out)
+            prove(self._policy(self._latest), self._held_out, at=label.at)
             self._held_out = []
         elif label.features.keys() >= {"encoder", "coin", "rate", *FEATURES}:
             self._latest = label.features["encoder"]

@@ -8,6 +8,7 @@ gives the clock, the coin and the neighbours.
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,6 +22,7 @@ from neuralcache_plugins.semantic_cache.certificate import (
     AIMS,
     Certificate,
     Drift,
+    Move,
     RunningMean,
     Trials,
     aimed_cuts,
@@ -40,12 +42,15 @@ from neuralcache_plugins.semantic_cache.parsing import Question
 from neuralcache_plugins.semantic_cache.score import Score
 from neuralcache_plugins.settings import CacheSettings
 
-FORMAT = 2
+FORMAT = 3
 WINDOW = 3_000
 """Judged pairs from which cuts are aimed."""
 
 NOT_CERTIFIED = "not certified yet: only exact repeats are answered"
 RECUT_EVERY = 50
+MOVES = 64
+"""So many of the last changes of the rule that serves are remembered, for people."""
+
 LOOSENED = 4.0
 
 
@@ -111,6 +116,7 @@ class Policy:
     audited: int = 0
     alarms: int = 0
     calibrated: int = 0
+    moves: deque[Move] = field(default_factory=lambda: deque(maxlen=MOVES))
     spent: int = 0
     alpha: float | None = None
     last_alarm: float | None = None
@@ -175,13 +181,20 @@ class Policy:
 
         Most of that is aiming the cuts, once in 50 labels. O(d^2) otherwise.
         """
+        before = self.tests.live
         alarm = self._counts(label) and label.coin < label.rate and self._test(label)
         self.teach(label)
         if alarm:
             self._retreat(label.at)
         elif self.labels % RECUT_EVERY == 0:
             self.recut()
+        self.note_move(before, label.at, "alarm" if alarm else "certified")
         return alarm
+
+    def note_move(self, before: int, at: float, why: str) -> None:
+        """Remember that another rule serves now than ``before``, if it does."""
+        if self.tests.live != before:
+            self.moves.append(Move(at, before, self.tests.live, why))
 
     def teach(self, label: Label) -> None:
         """Let the score learn from one judged pair that is no evidence for the certificate."""
@@ -223,7 +236,7 @@ class Policy:
             max_error=settings.max_error, confidence=settings.confidence, reused=reused, audited=self.audited,
             rule=self.tests.live, rules=len(AIMS), alarms=self.alarms, last_alarm=self.last_alarm,
             measured=min(1.0, self.served_mean.upper(1.0 - settings.confidence) / (1.0 - settings.judge_error)),
-            judged=self.labels, judge_error=settings.judge_error,
+            judged=self.labels, judge_error=settings.judge_error, calibrated=self.calibrated, moves=tuple(self.moves),
         )
 
     def pack(self) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]]]:
@@ -232,6 +245,7 @@ class Policy:
             "format": FORMAT, "features": list(FEATURES), "aims": list(AIMS), "labels": self.labels,
             "audited": self.audited, "alarms": self.alarms, "last_alarm": self.last_alarm, "limit": self.limit,
             "calibrated": self.calibrated, "spent": self.spent, "alpha": self.alpha,
+            "moves": [list(move) for move in self.moves],
             "tests": [self.tests.seen, self.tests.serves_from],
             "served": [self.served_mean.count, self.served_mean.wrong, self.served_mean.variance],
             "window": self.window.added,
@@ -257,6 +271,7 @@ class Policy:
         policy.labels, policy.audited, policy.alarms = header["labels"], header["audited"], header["alarms"]
         policy.last_alarm, policy.calibrated = header["last_alarm"], header["calibrated"]
         policy.spent, policy.alpha = header["spent"], header["alpha"]
+        policy.moves.extend(Move(*move) for move in header["moves"])
         policy.served_mean = RunningMean(*header["served"])
         taken = {name: array.copy() for name, array in arrays.items()}
         policy.score = Score(taken["weights"], taken["covariance"])

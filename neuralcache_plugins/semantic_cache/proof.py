@@ -43,13 +43,14 @@ class Proof:
     alpha: float
 
 
-def prove(policy: Policy, held_out: Sequence[Label]) -> Proof:
+def prove(policy: Policy, held_out: Sequence[Label], *, at: float = 0.0) -> Proof:
     """Test the policy as it is on pairs that it has not learned from, and certify what they prove.
 
     It takes the next unused share of alpha, so that all certifications together, offline and online, spend alpha. If
     the test online has not begun, the two divide the share, and the held-out pairs also count as its first bets. Only
-    afterwards are they learned from. O(n d).
+    afterwards are they learned from. ``at`` is the time of it, for the record. O(n d).
     """
+    before = policy.tests.live
     policy.recut()
     alpha = policy.take_share()
     if policy.alpha is None:
@@ -60,6 +61,7 @@ def prove(policy: Policy, held_out: Sequence[Label]) -> Proof:
     policy.bet_all(held_out)
     policy.tests.certify(passed)
     policy.calibrated += 1
+    policy.note_move(before, at, "calibrated")
     policy.teach_all(held_out)
     policy.recut()
     return Proof(rules, first + 1, passed, alpha)

@@ -48,6 +48,10 @@ class AnswerRecorder:
         """Return a serving that is not written yet."""
         return self._pending.served(hit_id)
 
+    def unwritten(self, kind: str) -> int:
+        """Return how many servings of a kind are not written yet."""
+        return self._pending.count(kind)
+
     def flush(self) -> None:
         """Write what is pending; ``StoreError`` if that fails, and then it stays pending."""
         self._pending.write_pending()
@@ -97,6 +101,10 @@ class _Pending:
         with self._lock:
             found = [event for event in self._events if isinstance(event, AnswerServed) and event.hit_id == hit_id]
         return found[0] if found else None
+
+    def count(self, kind: str) -> int:
+        with self._lock:
+            return sum(isinstance(event, AnswerServed) and event.kind == kind for event in self._events)
 
     def write_pending(self) -> None:
         with self._turn:

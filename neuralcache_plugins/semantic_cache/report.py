@@ -8,6 +8,7 @@ from typing import Any
 
 from neuralcache_plugins.semantic_cache.certificate import Certificate
 from neuralcache_plugins.semantic_cache.proof import Proof
+from neuralcache_plugins.semantic_cache.results import html_facts
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +94,4 @@ class CalibrationReport:
         header, rows = self.table()
         head = "".join(f"<th>{html.escape(name)}</th>" for name in header)
         body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-        facts = "".join(f"<tr><th>{html.escape(name)}</th><td>{html.escape(words)}</td></tr>"
-                        for name, words in self.facts())
-        return f"<table>{facts}</table><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+        return f"{html_facts(self.facts())}<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"

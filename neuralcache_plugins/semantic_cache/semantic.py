@@ -105,8 +105,8 @@ class SemanticTier:
 
     def rehearsal(self, encoder: str) -> Policy:
         """Return a copy of what was learned with an encoder; there must be a decider."""
-        self._catch_up()
         with self._lock:
+            self._fold()
             assert self._decider is not None
             return self._decider.rehearsal(encoder)
 
@@ -144,8 +144,8 @@ class SemanticTier:
         """Return what may be said of what was served."""
         if self._decider is None:
             return EXACT_ONLY
-        self._catch_up()
         with self._lock:
+            self._fold()
             return self._decider.certificate(reused=reused)
 
     def snapshot_due(self) -> bool:
@@ -180,22 +180,27 @@ class SemanticTier:
                                         coin=coin), near
 
     def _catch_up(self) -> None:
-        """Take in the questions and fold the labels that any process has written; all anew after an erasure."""
+        """Take in the questions and labels that any process has written."""
         with self._lock:
-            epoch = self._snapshots.head().epoch
-            if epoch != self._epoch:
-                self._decider, self._position = self._begun(epoch)
-                self._epoch, self._unsaved = epoch, 0
-                self._nearest.restart()
+            self._fold()
             assert self._decider is not None
             self._decider.note(self._nearest.catch_up()[-NOTED:])
-            while found := self._store.read_answer_events(after=self._position, namespace=self._namespace,
-                                                          kinds=[AnswerJudged]):
-                for entry in found:
-                    # first: no label counts twice, whatever happens to it
-                    self._position, self._unsaved = entry.position, self._unsaved + 1
-                    if isinstance(entry.event, AnswerJudged):
-                        self._decider.learn(entry.event)
+
+    def _fold(self) -> None:
+        """Fold the labels that any process has written; all anew after an erasure. The lock is held."""
+        epoch = self._snapshots.head().epoch
+        if epoch != self._epoch:
+            self._decider, self._position = self._begun(epoch)
+            self._epoch, self._unsaved = epoch, 0
+            self._nearest.restart()
+        assert self._decider is not None
+        while found := self._store.read_answer_events(after=self._position, namespace=self._namespace,
+                                                      kinds=[AnswerJudged]):
+            for entry in found:
+                # first: no label counts twice, whatever happens to it
+                self._position, self._unsaved = entry.position, self._unsaved + 1
+                if isinstance(entry.event, AnswerJudged):
+                    self._decider.learn(entry.event)
 
     def _begun(self, epoch: int) -> tuple[Decider | None, int]:
         """Return a decider with what a snapshot holds, and the position from which to read on."""

@@ -6,13 +6,22 @@ import json
 from collections.abc import Iterable
 from typing import Any, TypeAlias
 
-from neuralcache_plugins.contracts import AnswerCached, AnswerEvent, AnswerJudged, AnswerServed, DocumentVersion
+from neuralcache_plugins.contracts import (
+    AnswerCached,
+    AnswerEvent,
+    AnswerJudged,
+    AnswerMissed,
+    AnswerServed,
+    DocumentVersion,
+)
 from neuralcache_plugins.errors import StoreCorruptError
 
 COLUMNS = ("kind", "namespace", "at", "event_id", "entry_id", "scope", "body")
 """The columns of one event, in the order of an encoded row."""
 
-KINDS: dict[type[AnswerEvent], str] = {AnswerCached: "cached", AnswerServed: "served", AnswerJudged: "judged"}
+KINDS: dict[type[AnswerEvent], str] = {
+    AnswerCached: "cached", AnswerServed: "served", AnswerJudged: "judged", AnswerMissed: "missed",
+}
 """What the column ``kind`` says."""
 
 LEAST_COST = 1e-6
@@ -33,6 +42,8 @@ def encode(event: AnswerEvent) -> Row:
     body: dict[str, Any]
     if isinstance(event, AnswerCached):
         name, body = event.entry_id, {"cost": event.cost, "seconds": event.seconds}
+    elif isinstance(event, AnswerMissed):
+        name, body = event.missed_id, {"reason": event.reason}
     else:
         name = event.hit_id if isinstance(event, AnswerServed) else event.judged_id
         body = {"score": event.score, "features": dict(event.features), "propensity": event.propensity,
@@ -48,9 +59,11 @@ def decode(row: Iterable[Any]) -> AnswerEvent:
         body = json.loads(text)
         if kind == "cached":
             return AnswerCached(entry_id, namespace, at, scope, body["cost"], body["seconds"])
+        if kind == "missed":
+            return AnswerMissed(name, namespace, at, scope, body["reason"])
         if kind == "served":
             return AnswerServed(name, entry_id, namespace, at, scope, body["kind"], body["score"], body["features"],
-                                body["propensity"])
+                                body["propensity"], body.get("cost", 0.0), body.get("seconds", 0.0))
         return AnswerJudged(name, entry_id, namespace, at, scope, body["correct"], body["source"], body["score"],
                             body["features"], body["propensity"], body["hit_id"])
     except (ValueError, KeyError, TypeError) as error:
@@ -79,5 +92,5 @@ def text(stored: bytes) -> str:
 
 def _own(event: AnswerServed | AnswerJudged) -> dict[str, Any]:
     if isinstance(event, AnswerServed):
-        return {"kind": event.kind}
+        return {"kind": event.kind, "cost": event.cost, "seconds": event.seconds}
     return {"correct": event.correct, "source": event.source, "hit_id": event.hit_id}

@@ -162,9 +162,10 @@ class MemoryStore(AnswersInMemory):
             return receipt
 
     def namespaces(self) -> list[str]:
-        """Return the namespaces that have events."""
+        """Return the namespaces that have events or cached answers."""
         with self._open():
-            return sorted({entry.event.namespace for entry in self._log})
+            places = {entry.event.namespace for entry in self._log} | {one.namespace for one in self._answers.values()}
+            return sorted(places | {entry.event.namespace for entry in self._answer_log})
 
     def health(self) -> StoreHealth:
         """Return counts."""

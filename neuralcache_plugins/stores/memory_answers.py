@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
+import sys
+from bisect import bisect_left, bisect_right
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -11,8 +13,11 @@ from neuralcache_plugins.contracts import (
     AnswerBounds,
     AnswerCached,
     AnswerEvent,
+    AnswerJudged,
     AnswerKey,
+    AnswerMissed,
     AnswerServed,
+    AnswerTotals,
     CachedAnswer,
     CachedQuestion,
     Erasure,
@@ -67,13 +72,9 @@ class AnswersInMemory:
     def read_questions(self, namespace: str, *, after: int = 0, limit: int = 10_000) -> list[CachedQuestion]:
         """Return questions with vectors, by number."""
         with self._open():
-            found = [
-                CachedQuestion(number, answer.entry_id, answer.scope, answer.question, answer.encoder, answer.vector,
-                               answer.documents, answer.created_at, answer.expires_at, answer.digest)
-                for number, answer in self._answers.items()
-                if number > after and answer.namespace == namespace and answer.vector is not None
-            ]
-            return found[:limit]
+            numbers = self._asked.get(namespace, [])
+            start = bisect_right(numbers, after)
+            return [_question(number, self._answers[number]) for number in numbers[start:start + limit]]
 
     def answers_mark(self) -> int:
         """Return the mark."""
@@ -113,6 +114,22 @@ class AnswersInMemory:
                      if namespace in (None, entry.event.namespace) and (kinds is None or type(entry.event) in kinds)]
             return found[:limit]
 
+    def answer_totals(self, namespace: str, *, after: int = 0) -> AnswerTotals:
+        """Return the events counted."""
+        found = self.read_answer_events(after=after, namespace=namespace, limit=sys.maxsize)
+        events = [entry.event for entry in found]
+        served = [event for event in events if isinstance(event, AnswerServed)]
+        judged = [event for event in events if isinstance(event, AnswerJudged)]
+        return AnswerTotals(
+            position=found[-1].position if found else after,
+            put=sum(isinstance(event, AnswerCached) for event in events),
+            served=Counter(event.kind for event in served),
+            missed=Counter(event.reason for event in events if isinstance(event, AnswerMissed)),
+            judged=Counter(event.source for event in judged),
+            wrong=Counter(event.source for event in judged if not event.correct),
+            cost_saved=sum(event.cost for event in served), seconds_saved=sum(event.seconds for event in served),
+        )
+
     def served_answer(self, hit_id: str, *, namespace: str) -> AnswerServed | None:
         """Return a serving."""
         with self._open():
@@ -151,6 +168,7 @@ class AnswersInMemory:
     def _start_answers(self) -> None:
         self._answers: dict[int, CachedAnswer] = {}  # by number, which is the order of insertion
         self._numbers: dict[tuple[str, str, str], int] = {}
+        self._asked: dict[str, list[int]] = {}  # those with a vector by namespace, rising
         self._entries: dict[tuple[str, str], int] = {}
         self._barriers: dict[tuple[str, str, str], _Barrier] = {}
         self._answer_log: list[RecordedAnswer] = []
@@ -175,6 +193,8 @@ class AnswersInMemory:
         self._answers[self._last_number] = replace(answer, vector=vector)
         self._numbers[answer.namespace, *answer.key] = self._last_number
         self._entries[answer.namespace, answer.entry_id] = self._last_number
+        if vector is not None:
+            self._asked.setdefault(answer.namespace, []).append(self._last_number)
         self._answer_bytes += answer.size
         self._mark += 1
         self._record(AnswerCached(answer.entry_id, answer.namespace, answer.created_at, answer.scope, answer.cost,
@@ -226,6 +246,9 @@ class AnswersInMemory:
         answer = self._answers.pop(number)
         del self._numbers[answer.namespace, *answer.key]
         del self._entries[answer.namespace, answer.entry_id]
+        if answer.vector is not None:
+            asked = self._asked[answer.namespace]
+            del asked[bisect_left(asked, number)]
         self._answer_bytes -= answer.size
         self._mark += 1
 
@@ -274,6 +297,12 @@ class AnswersInMemory:
 
     def _count_answers(self) -> Mapping[str, int]:
         return {"entries": len(self._answers), "bytes": self._answer_bytes, "events": len(self._answer_log)}
+
+
+def _question(number: int, answer: CachedAnswer) -> CachedQuestion:
+    assert answer.vector is not None
+    return CachedQuestion(number, answer.entry_id, answer.scope, answer.question, answer.encoder, answer.vector,
+                          answer.documents, answer.created_at, answer.expires_at, answer.digest)
 
 
 def _rank(answer: CachedAnswer, number: int, now: float, young: set[str]) -> tuple[bool, float, int]:

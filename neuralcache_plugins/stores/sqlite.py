@@ -238,9 +238,10 @@ class SqliteStore(AnswersInSqlite):
         return receipt
 
     def namespaces(self) -> list[str]:
-        """Return the namespaces that have events."""
+        """Return the namespaces that have events or cached answers."""
         with self._connections.reading() as connection:
-            rows = connection.execute("SELECT DISTINCT namespace FROM events ORDER BY namespace").fetchall()
+            rows = connection.execute("SELECT namespace FROM events UNION SELECT namespace FROM answer_events "
+                                      "UNION SELECT namespace FROM answers ORDER BY 1").fetchall()
         return [name for (name,) in rows]
 
     def health(self) -> StoreHealth:

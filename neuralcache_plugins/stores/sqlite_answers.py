@@ -19,6 +19,7 @@ from neuralcache_plugins.contracts import (
     AnswerEvent,
     AnswerKey,
     AnswerServed,
+    AnswerTotals,
     CachedAnswer,
     CachedQuestion,
     Erasure,
@@ -55,6 +56,12 @@ _PLACE_BARRED = """SELECT 1 FROM answer_barriers WHERE namespace = :namespace AN
 _WORTH = f"(1.0 + hits) * (cost + {LEAST_COST}) / (max(? - created_at, 0) + 3600)"
 _INSERT_EVENT = f"INSERT INTO answer_events ({', '.join(answer_codec.COLUMNS)}) VALUES (?, ?, ?, ?, ?, ?, ?)"
 _SELECT_EVENT = f"SELECT position, {', '.join(answer_codec.COLUMNS)} FROM answer_events"
+
+
+_TOTALS = """SELECT kind, coalesce(json_extract(body, '$.kind'), json_extract(body, '$.reason'),
+    json_extract(body, '$.source'), ''), count(*), max(position), sum(json_extract(body, '$.correct') = 0),
+    sum(json_extract(body, '$.cost')), sum(json_extract(body, '$.seconds'))
+    FROM answer_events WHERE namespace = ? AND position > ? GROUP BY 1, 2"""
 
 
 class AnswersInSqlite:
@@ -143,6 +150,21 @@ class AnswersInSqlite:
         with self._connections.reading() as connection:
             rows = connection.execute(query, [*values, *parameters, limit]).fetchall()
         return [RecordedAnswer(row[0], answer_codec.decode(row[1:])) for row in rows]
+
+    def answer_totals(self, namespace: str, *, after: int = 0) -> AnswerTotals:
+        """Return the events counted."""
+        with self._connections.reading() as connection:
+            rows = connection.execute(_TOTALS, (namespace, after)).fetchall()
+        counts: dict[str, dict[str, int]] = {kind: {} for kind in answer_codec.KINDS.values()}
+        for kind, what, count, *_ in rows:
+            counts[kind][what] = count
+        return AnswerTotals(
+            position=max([after, *(row[3] for row in rows)]), put=sum(counts["cached"].values()),
+            served=counts["served"], missed=counts["missed"], judged=counts["judged"],
+            wrong={what: wrong for kind, what, _, _, wrong, *_ in rows if kind == "judged" and wrong},
+            cost_saved=sum(row[5] or 0.0 for row in rows if row[0] == "served"),
+            seconds_saved=sum(row[6] or 0.0 for row in rows if row[0] == "served"),
+        )
 
     def served_answer(self, hit_id: str, *, namespace: str) -> AnswerServed | None:
         """Return a serving."""

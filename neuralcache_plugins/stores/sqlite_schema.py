@@ -1,8 +1,9 @@
 """What a SQLite store looks like inside, and how an older file becomes a current one.
 
-The views ``rankings``, ``shown_documents`` and ``feedback`` are for people and their SQL tools; their columns are
-part of the public interface. Times in them are UTC as ISO 8601 text. ``shown_documents.rank`` starts at 1,
-``shown_documents.position`` is the index in the list that the caller passed and starts at 0.
+The views ``rankings``, ``shown_documents``, ``feedback``, ``cache_hits``, ``cache_misses`` and ``cache_judgements`` are
+for people and their SQL tools; their columns are part of the public interface. Times in them are UTC as ISO 8601 text.
+``shown_documents.rank`` starts at 1, ``shown_documents.position`` is the index in the list that the caller passed and
+starts at 0.
 """
 
 from __future__ import annotations
@@ -183,7 +184,46 @@ _ANSWERS = (
     END""",
 )
 
-MIGRATIONS: tuple[Migration, ...] = ((*_TABLES, *_VIEWS), _ANSWERS)
+_MISSES = (
+    # a CHECK cannot be changed, so the table is made anew; positions and the counter behind them stay
+    "DROP INDEX answer_events_by_id", "DROP INDEX answer_events_by_entry", "DROP INDEX answer_events_by_kind",
+    "ALTER TABLE answer_events RENAME TO answer_events_before",
+    """CREATE TABLE answer_events (
+        position INTEGER PRIMARY KEY AUTOINCREMENT,
+        kind TEXT NOT NULL CHECK (kind IN ('cached', 'served', 'judged', 'missed')),
+        namespace TEXT NOT NULL,
+        at REAL NOT NULL,
+        event_id TEXT NOT NULL,
+        entry_id TEXT NOT NULL,
+        scope TEXT NOT NULL,
+        body TEXT NOT NULL
+    )""",
+    "INSERT INTO answer_events SELECT * FROM answer_events_before",
+    "DELETE FROM sqlite_sequence WHERE name = 'answer_events'",
+    "INSERT INTO sqlite_sequence SELECT 'answer_events', seq FROM sqlite_sequence WHERE name = 'answer_events_before'",
+    "DROP TABLE answer_events_before",
+    "CREATE UNIQUE INDEX answer_events_by_id ON answer_events (event_id, kind, namespace)",
+    "CREATE INDEX answer_events_by_entry ON answer_events (entry_id, namespace)",
+    "CREATE INDEX answer_events_by_kind ON answer_events (namespace, kind, position)",
+    f"""CREATE VIEW cache_hits AS SELECT
+        e.event_id AS hit_id, e.namespace, {_UTC.format("e.at")} AS served_at, json_extract(e.body, '$.kind') AS kind,
+        json_extract(e.body, '$.score') AS score, coalesce(json_extract(e.body, '$.cost'), 0.0) AS cost_saved,
+        coalesce(json_extract(e.body, '$.seconds'), 0.0) AS seconds_saved, e.entry_id, e.scope,
+        e.position AS log_position
+    FROM answer_events e WHERE e.kind = 'served'""",
+    f"""CREATE VIEW cache_misses AS SELECT
+        e.event_id AS miss_id, e.namespace, {_UTC.format("e.at")} AS missed_at,
+        json_extract(e.body, '$.reason') AS reason, e.scope, e.position AS log_position
+    FROM answer_events e WHERE e.kind = 'missed'""",
+    f"""CREATE VIEW cache_judgements AS SELECT
+        e.event_id AS judgement_id, e.namespace, {_UTC.format("e.at")} AS judged_at,
+        json_extract(e.body, '$.source') AS source, json_extract(e.body, '$.correct') AS correct,
+        json_extract(e.body, '$.score') AS score, json_extract(e.body, '$.hit_id') AS hit_id, e.entry_id, e.scope,
+        e.position AS log_position
+    FROM answer_events e WHERE e.kind = 'judged' AND json_extract(e.body, '$.source') <> 'calibrated'""",
+)
+
+MIGRATIONS: tuple[Migration, ...] = ((*_TABLES, *_VIEWS), _ANSWERS, _MISSES)
 """``MIGRATIONS[n]`` leads from schema version ``n`` to ``n + 1``. Never edited once released, only added to."""
 
 

@@ -39,6 +39,7 @@ from neuralcache_plugins.contracts import (
     AnswerEvent,
     AnswerKey,
     AnswerServed,
+    AnswerTotals,
     Appended,
     CachedAnswer,
     CachedQuestion,
@@ -258,6 +259,10 @@ class FailingStore:
         """Pass on or fail."""
         return self._asked("read_answer_events").read_answer_events(
             after=after, namespace=namespace, kinds=kinds, limit=limit)
+
+    def answer_totals(self, namespace: str, *, after: int = 0) -> AnswerTotals:
+        """Pass on or fail."""
+        return self._asked("answer_totals").answer_totals(namespace, after=after)
 
     def served_answer(self, hit_id: str, *, namespace: str) -> AnswerServed | None:
         """Pass on or fail."""

@@ -17,8 +17,10 @@ from neuralcache_plugins.contracts import (
     AnswerCached,
     AnswerEvent,
     AnswerJudged,
+    AnswerMissed,
     AnswerServed,
     AnswerStore,
+    AnswerTotals,
     CachedAnswer,
     Erasure,
     Lease,
@@ -326,15 +328,17 @@ class AnswerStoreConformance:
         """Puts, servings and judgements come back whole, by position, by namespace and by kind."""
         one, other = make_answer(cost=2.0, seconds=3.0), make_answer(namespace="y")
         put(store, one, other)
-        events: list[AnswerEvent] = [make_served(one), make_judged(one, hit_id=None, correct=False, source="miss")]
+        events: list[AnswerEvent] = [make_served(one, cost=2.0), AnswerMissed("m", "default", NOW, "s", "expired"),
+                                     make_judged(one, hit_id=None, correct=False, source="miss")]
         positions = store.record_answers(events)
 
         assert list(positions) == sorted(set(positions))
         cached = AnswerCached(one.entry_id, "default", NOW, "s", 2.0, 3.0)
         assert [entry.event for entry in store.read_answer_events(namespace="default")] == [cached, *events]
         assert [entry.position for entry in store.read_answer_events(namespace="default")][1:] == list(positions)
-        assert [entry.event for entry in store.read_answer_events(kinds=[AnswerJudged])] == [events[1]]
-        assert [entry.event for entry in store.read_answer_events(after=positions[0])] == [events[1]]
+        assert [entry.event for entry in store.read_answer_events(kinds=[AnswerJudged])] == [events[2]]
+        assert [entry.event for entry in store.read_answer_events(kinds=[AnswerMissed])] == [events[1]]
+        assert [entry.event for entry in store.read_answer_events(after=positions[1])] == [events[2]]
         assert len(store.read_answer_events(limit=2)) == 2
         assert store.served_answer("hit-1", namespace="default") == events[0]
 
@@ -347,6 +351,51 @@ class AnswerStoreConformance:
         assert store.record_answers([make_judged(answer, correct=False), make_served(answer)]) == first[::-1]
         assert len(read_all_answer_events(store)) == 3
         assert find(store).hits == 1
+
+    def test_the_log_is_counted(self, store: CacheStore) -> None:
+        """Counts by kind, reason and source equal those made by hand, from any position, within a namespace."""
+        one, other = make_answer(), make_answer(namespace="y")
+        put(store, one, other)
+        store.record_answers([
+            make_served(one, "h1", cost=2.0, seconds=3.0), make_served(one, "h2", kind="exact", cost=0.5),
+            make_judged(one, "j1"), make_judged(one, "j2", correct=False, source="miss"),
+            AnswerMissed("m1", "default", NOW, "s", "expired"), AnswerMissed("m2", "y", NOW, "s", "expired"),
+        ])
+        first = store.answer_totals("default")
+        (last,) = store.record_answers([AnswerMissed("m3", "default", NOW, "s", "never asked")])
+
+        assert first == AnswerTotals(first.position, 1, {"semantic": 1, "exact": 1}, {"expired": 1},
+                                     {"audit": 1, "miss": 1}, {"miss": 1}, 2.5, 3.0)
+        later = store.answer_totals("default", after=first.position)
+        assert later == AnswerTotals(last, 0, {}, {"never asked": 1}, {}, {}, 0.0, 0.0)
+        assert first + later == store.answer_totals("default")
+        assert store.answer_totals("default", after=last) == AnswerTotals(last)
+        assert store.answer_totals("nobody") == AnswerTotals()
+        store.erase(Erasure(namespace="default"))
+        assert store.answer_totals("default") == AnswerTotals()
+
+    def test_a_namespace_with_answers_alone_is_known(self, store: CacheStore) -> None:
+        """By a cached answer, or by an event about one."""
+        put(store, make_answer(namespace="put"))
+        store.record_answers([AnswerMissed("m", "missed", NOW, "s", "expired")])
+
+        assert store.namespaces() == ["missed", "put"]
+        store.erase(Erasure(namespace="put"))
+        assert store.namespaces() == ["missed"]
+
+    def test_questions_are_read_on_from_any_number(self, store: CacheStore) -> None:
+        """Those of a namespace that have a vector and are still there, by number, however many come and go."""
+        vector = np.ones(2, dtype=np.float16)
+        put(store, *(make_answer(f"q{number}", namespace="xy"[number % 2], vector=None if number % 3 == 0 else vector)
+                     for number in range(12)))
+        put(store, make_answer("q2", namespace="x", vector=vector))
+        store.record_answers([make_judged(make_answer("q4", namespace="x"))], withdraw=["entry-x-s-q4"])
+        every = store.read_questions("x")
+
+        assert [one.question for one in every] == ["q8", "q10", "q2"]
+        assert [one.number for one in every] == sorted(one.number for one in every)
+        assert [one.question for one in store.read_questions("x", after=every[0].number, limit=1)] == ["q10"]
+        assert store.read_questions("x", after=every[-1].number) == store.read_questions("nobody") == []
 
     def test_a_withdrawal_and_its_event_are_one(self, store: CacheStore) -> None:
         """The entry goes in the step that records why, in the event's namespace only."""
@@ -488,12 +537,14 @@ class AnswerStoreConformance:
         lambda store: store.remove_answers(Removal("x")),
         lambda store: store.record_answers([make_served(make_answer())]),
         lambda store: store.read_answer_events(),
+        lambda store: store.answer_totals("x"),
         lambda store: store.served_answer("h", namespace="x"),
         lambda store: store.acquire_lease("n", "me", now=1.0, seconds=1.0),
         lambda store: store.release_lease("n", "me"),
         lambda store: store.lease("n"),
     ], ids=["put_answers", "find_answers", "get_answers", "read_questions", "answers_mark", "remove_answers",
-            "record_answers", "read_answer_events", "served_answer", "acquire_lease", "release_lease", "lease"])
+            "record_answers", "read_answer_events", "answer_totals", "served_answer", "acquire_lease",
+            "release_lease", "lease"])
     def test_a_closed_store_says_so_about_answers(self, store: CacheStore,
                                                   use: Callable[[CacheStore], object]) -> None:
         """Every method raises ``StoreClosedError`` after ``close``."""
