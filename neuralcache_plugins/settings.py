@@ -93,6 +93,11 @@ class CacheSettings(BaseSettings):
     )
     max_entries: int = Field(100_000, ge=1, description="answers kept in the store; the least worthy goes")
     max_bytes: int = Field(1 << 30, ge=1, description="bytes of answers kept in the store; the least worthy goes")
+    index: Literal["auto", "exact", "usearch"] = Field(
+        "auto", description="how similar questions are found among many: by usearch where it is installed, one by one, "
+        "or by usearch, which then has to be installed"
+    )
+    ann_threshold: int = Field(20_000, ge=1, description="entries of one scope from which usearch finds them")
     answers_in_memory: int = Field(10_000, ge=0, description="answers kept in this process's memory as well")
     lease_seconds: float = Field(
         60.0, gt=0, description="how long other processes wait for one that computes the same answer"

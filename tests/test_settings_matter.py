@@ -20,6 +20,7 @@ from neuralcache_plugins import CacheSettings, Reranker, RerankSettings, Semanti
 from neuralcache_plugins import settings as settings_module
 from neuralcache_plugins.errors import StoreBusyError
 from neuralcache_plugins.reranker import texts as texts_module
+from neuralcache_plugins.semantic_cache import nearest as nearest_module
 from neuralcache_plugins.semantic_cache.features import FEATURES, Neighbour
 from neuralcache_plugins.semantic_cache.parsing import parse
 from neuralcache_plugins.semantic_cache.policy import Label, Policy
@@ -415,6 +416,21 @@ def whether_every_answer_is_audited(settings: CacheSettings) -> bool:
     return all(policy.decide(parse("reset password"), near, now=2.0, coin=coin).audit for coin in (0.05, 0.5, 0.95))
 
 
+def size_of_the_index_over_thirty_answers(settings: CacheSettings) -> int:
+    """Put thirty answers and return how many of them usearch finds; by default so few are searched one by one."""
+    changed = settings.model_fields_set
+    if changed == {"index"}:
+        settings = CacheSettings(**settings.model_dump() | {"ann_threshold": 10})
+    with pytest.MonkeyPatch.context() as patch, cache_with(settings) as cache:
+        patch.setattr(nearest_module, "_FEW", 1)
+        for number in range(30):
+            cache.put(f"question {number}", "so", scope="s")
+        cache.lookup("another", scope="s")
+        cache._semantic._nearest.wait(20.0)
+        (shelf,) = cache._semantic._nearest._shelves.values()
+        return 0 if shelf.index is None else shelf.index.size
+
+
 LEAST_0 = "Input should be greater than or equal to 0"
 LEAST_1 = "Input should be greater than or equal to 1"
 ABOVE_0 = "Input should be greater than 0"
@@ -453,6 +469,8 @@ CACHE = {
     "stale_seconds": Effect(answer_a_moment_after_it_expired, "new", 5.0, "old", -1.0, LEAST_0),
     "max_entries": Effect(answers_left_of_five, 5, 2, 2, 0, LEAST_1),
     "max_bytes": Effect(answers_left_of_five, 5, 4_000, 2, 0, LEAST_1),
+    "index": Effect(size_of_the_index_over_thirty_answers, 0, "usearch", 30, "faiss", "Input should be 'auto'"),
+    "ann_threshold": Effect(size_of_the_index_over_thirty_answers, 0, 20, 30, 0, LEAST_1),
     "answers_in_memory": Effect(readings_of_two_answers_asked_twice, 0, 1, 4, -1, LEAST_0),
     "lease_seconds": Effect(seconds_until_a_lease_runs_out, 60.0, 5.0, 5.0, 0.0, ABOVE_0),
     "cost_per_answer": Effect(cost_saved_by_one_hit, 0.0, 0.25, 0.25, -1.0, LEAST_0),

@@ -28,7 +28,7 @@ from neuralcache_plugins.stores import mask
 
 PACKAGES = (
     "neuralcache-plugins", "numpy", "pydantic", "pydantic-settings", "wordllama", "langchain-core", "llama-index-core",
-    "typer", "rich",
+    "typer", "rich", "usearch",
 )
 
 
@@ -111,6 +111,7 @@ def _check_store(console: Console, url: str, *, encoder: str | None, quarantine:
             problem = _show_health(console, store)
             if not problem:
                 _show_encoders(console, store, encoder)
+                _show_hint(console, store)
                 return []
     except StoreCorruptError as error:
         problem = str(error)
@@ -137,6 +138,13 @@ def _show_encoders(console: Console, store: TelemetryStore, current: str | None)
             other = "" if encoder == current else (
                 "; the local encoder is another: with it, learned vectors of this one are set aside")
             console.print(f"  namespace {one.namespace!r} learned with {encoder}{other}", markup=False, soft_wrap=True)
+
+
+def _show_hint(console: Console, store: TelemetryStore) -> None:
+    entries, settings = store.health().get("answers", {}).get("entries", 0), from_environment(CacheSettings)
+    if entries >= settings.ann_threshold and settings.index == "auto" and _version("usearch") == "not installed":
+        console.print(f"  {entries} cached answers are searched one by one; quicker with: "
+                      "pip install 'neuralcache-plugins[usearch]'", markup=False, soft_wrap=True)
 
 
 def _move_aside(console: Console, url: str) -> list[str]:

@@ -442,6 +442,7 @@ class SemanticCache:
         self._recorder.close()
         self._closed = True
         self._threads.close()
+        self._semantic.close()
         try:
             self._semantic.save_snapshot()
         except StoreError as error:

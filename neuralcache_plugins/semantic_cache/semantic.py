@@ -76,7 +76,9 @@ class SemanticTier:
         self._namespace = namespace
         self._encoders = encoders
         self._settings = settings
-        self._nearest = NearestQuestions(store, namespace, most=settings.max_entries)
+        self._nearest = NearestQuestions(store, namespace, most=settings.max_entries,
+                                         index=settings.index if settings.semantic else "exact",
+                                         ann_threshold=settings.ann_threshold)
         self._lock = threading.Lock()
         self._decider = decider_for(settings)
         self._epoch: int | None = None
@@ -160,6 +162,10 @@ class SemanticTier:
             name, snapshot = self._decider.name, Snapshot(self._epoch, self._position, self._decider.pack())
             self._unsaved = 0
         self._snapshots.save_snapshot(self._namespace, name, snapshot)
+
+    def close(self) -> None:
+        """Leave what is done in the background."""
+        self._nearest.close()
 
     def restart_after_fork(self) -> None:
         """Take new locks in a forked child, and fold anew: another thread may have been in the middle of a label."""

@@ -1,0 +1,116 @@
+"""The vectors of one scope and encoder, and the nearest of them: an exact product, behind an index if there is one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from neuralcache_plugins.contracts import Array, CachedQuestion, Matrix, Vector
+from neuralcache_plugins.semantic_cache.approximate import Approximate
+
+LOOKED_PAST = 512
+"""Of what is near and may not be served so many are looked past."""
+
+_SPARE = 4
+"""So many times more are asked of the index than are wanted: it errs, and some may not be served."""
+
+Usable = Callable[[CachedQuestion], bool]
+
+
+@dataclass(frozen=True, slots=True)
+class Near:
+    """A cached question and its cosine to the one asked."""
+
+    cached: CachedQuestion
+    similarity: float
+
+
+@dataclass(slots=True, eq=False)
+class Shelf:
+    """Rows in the order in which they came, when each was made and ends; there is room for more than there are.
+
+    What went keeps its row, ended, until half of the rows are such; then ``generation`` rises, because places change.
+    """
+
+    cached: list[CachedQuestion] = field(default_factory=list)
+    rows: Matrix = field(default_factory=lambda: np.zeros((0, 0), np.float32))
+    times: Array = field(default_factory=lambda: np.zeros((0, 2)))
+    places: dict[str, int] = field(default_factory=dict)
+    gone: int = 0
+    generation: int = 0
+    index: Approximate | None = None
+
+    def __len__(self) -> int:
+        return len(self.cached)
+
+    @property
+    def unindexed(self) -> int:
+        """How many rows no index knows."""
+        return len(self) - (0 if self.index is None else self.index.size)
+
+    def add(self, cached: CachedQuestion) -> None:
+        """Take one more in."""
+        count = len(self)
+        if count == len(self.rows):
+            room = max(16, 2 * count)
+            rows, times = np.zeros((room, len(cached.vector)), np.float32), np.zeros((room, 2))
+            if count:
+                rows[:count], times[:count] = self.rows[:count], self.times[:count]
+            self.rows, self.times = rows, times
+        self.rows[count] = cached.vector
+        self.times[count] = cached.created_at, math.inf if cached.expires_at is None else cached.expires_at
+        self.places[cached.entry_id] = count
+        self.cached.append(cached)
+
+    def drop(self, gone: Collection[str]) -> None:
+        """Leave these out from now on. O(gone), and now and then O(n d)."""
+        for name in gone:
+            place = self.places.pop(name, None)
+            if place is not None:
+                self.times[place] = -math.inf
+                self.gone += 1
+        if 2 * self.gone > len(self):
+            self._compact()
+
+    def nearest(self, vector: Vector, count: int, made_after: float, now: float, usable: Usable | None) -> list[Near]:
+        """Return the nearest that are alive and usable, nearest first; of equally near ones the oldest first."""
+        if not len(self):
+            return []
+        if self.index is not None:
+            found = self._behind_index(self.index, vector, count, made_after, now, usable)
+            if len(found) >= count:
+                return found
+        # also where the index found too few, because most of what it knows has ended
+        similarity = self.rows[:len(self)] @ vector
+        return self._best(np.arange(len(self)), similarity, count, made_after, now, usable)
+
+    def _behind_index(self, index: Approximate, vector: Vector, count: int, made_after: float, now: float,
+                      usable: Usable | None) -> list[Near]:
+        places = np.concatenate([index.search(vector, _SPARE * count), np.arange(index.size, len(self))])
+        return self._best(places, self.rows[places] @ vector, count, made_after, now, usable)
+
+    def _best(self, places: npt.NDArray[np.int64], similarity: Vector, count: int, made_after: float, now: float,
+              usable: Usable | None) -> list[Near]:
+        times = self.times[places]
+        alive = (times[:, 0] > made_after) & (times[:, 1] > now)
+        places, similarity, reach = places[alive], similarity[alive], count
+        while True:
+            some = np.argpartition(-similarity, reach)[:reach] if len(places) > reach else np.arange(len(places))
+            ordered = places[some[np.lexsort((places[some], -similarity[some]))]]
+            found = [at for at in ordered.tolist() if usable is None or usable(self.cached[at])][:count]
+            if len(found) >= count or len(places) <= reach or reach >= LOOKED_PAST:
+                known = dict(zip(places[some].tolist(), similarity[some].tolist(), strict=True))
+                return [Near(self.cached[at], known[at]) for at in found]
+            reach *= 8
+
+    def _compact(self) -> None:
+        kept = [at for at in range(len(self)) if self.cached[at].entry_id in self.places
+                and self.places[self.cached[at].entry_id] == at]
+        self.rows, self.times = self.rows[kept], self.times[kept]
+        self.cached = [self.cached[at] for at in kept]
+        self.places = {cached.entry_id: at for at, cached in enumerate(self.cached)}
+        self.gone, self.index, self.generation = 0, None, self.generation + 1
