@@ -99,12 +99,12 @@ class Shelf:
         alive = (times[:, 0] > made_after) & (times[:, 1] > now)
         places, similarity, reach = places[alive], similarity[alive], count
         while True:
-            some = np.argpartition(-similarity, reach)[:reach] if len(places) > reach else np.arange(len(places))
-            ordered = places[some[np.lexsort((places[some], -similarity[some]))]]
-            found = [at for at in ordered.tolist() if usable is None or usable(self.cached[at])][:count]
+            top = _largest(similarity, reach)
+            top = top[np.lexsort((places[top], -similarity[top]))][:reach]
+            ordered = zip(places[top].tolist(), similarity[top].tolist(), strict=True)
+            found = [(at, near) for at, near in ordered if usable is None or usable(self.cached[at])][:count]
             if len(found) >= count or len(places) <= reach or reach >= LOOKED_PAST:
-                known = dict(zip(places[some].tolist(), similarity[some].tolist(), strict=True))
-                return [Near(self.cached[at], known[at]) for at in found]
+                return [Near(self.cached[at], near) for at, near in found]
             reach *= 8
 
     def _compact(self) -> None:
@@ -114,3 +114,11 @@ class Shelf:
         self.cached = [self.cached[at] for at in kept]
         self.places = {cached.entry_id: at for at, cached in enumerate(self.cached)}
         self.gone, self.index, self.generation = 0, None, self.generation + 1
+
+
+def _largest(values: Vector, count: int) -> npt.NDArray[np.int64]:
+    """Return the places of the largest ``count`` values, and of all that equal the last of them. O(n)."""
+    if len(values) <= count:
+        return np.arange(len(values))
+    least = np.partition(values, len(values) - count)[len(values) - count]
+    return np.flatnonzero(values >= least)
