@@ -193,6 +193,11 @@ def test_progress_is_told(url: str) -> None:
     assert told == [(15, 30), (30, 30)]
 
 
+async def test_coroutines_calibrate_too(url: str) -> None:
+    with opened(url) as cache:
+        assert (await cache.acalibrate(records(300), scope=SCOPE)).certified
+
+
 def test_an_encoder_that_fails_leaves_nothing_behind(url: str) -> None:
     class Broken(HashingEncoder):
         def embed_query(self, text: str) -> list[float]:

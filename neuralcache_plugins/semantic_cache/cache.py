@@ -363,6 +363,13 @@ class SemanticCache:
             if not outcome.again:
                 return outcome.value()
 
+    async def acalibrate(self, records: Iterable[Record], *, scope: Scope | None = None, put: bool = True,
+                         judge: Callable[[Any, Any], bool] | None = None, ttl: float | timedelta | None = None,
+                         progress: Callable[[int, int], object] | None = None) -> CalibrationReport:
+        """Do what ``calibrate`` does; ``judge`` and ``progress`` are called in a thread."""
+        return await self._threads.slowly(self.calibrate, records, scope=scope, put=put, judge=judge, ttl=ttl,
+                                          progress=progress)
+
     async def areport(self, hit_id: str, correct: bool) -> None:
         """Do what ``report`` does."""
         await self._threads.quickly(self.report, hit_id, correct)

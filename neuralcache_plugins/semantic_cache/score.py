@@ -34,8 +34,8 @@ class Score:
         """Return the log-odds that each judged pair (n, d) would get had it not been learned from, shape (n,).
 
         One Newton step back: z - v (y - p) / (1 - v p (1 - p)) with leverage v = x' P x (Pregibon 1981). Scores of
-        pairs that were learned from flatter: cuts aimed by them erred 2 to 4 times as often as aimed, and certified a
-        third later. O(n d^2), 8 ms for 3,000 pairs.
+        pairs that were learned from flatter, so cuts aimed by them would err more often than aimed. O(n d^2), 8 ms for
+        3,000 pairs.
         """
         scores = self.of(rows)
         predicted = 1.0 / (1.0 + np.exp(-np.clip(scores, -30.0, 30.0)))
@@ -49,8 +49,8 @@ class Score:
 
         The recursive form of Newton's method for logistic loss (online Laplace approximation, Spiegelhalter and
         Lauritzen 1990): with p the prediction and h = p (1 - p), the covariance P loses h P x x' P / (1 + h x' P x) by
-        the matrix inversion lemma, then the weights move by (y - p) P x. Audited hits count once, like all others:
-        weighting them by the inverse of their chance cost 3 points of hits on banking77.
+        the matrix inversion lemma, then the weights move by (y - p) P x. Audited hits count once, like all others: a
+        weight of the inverse of their chance makes the score jump at each of them.
         """
         predicted = 1.0 / (1.0 + math.exp(-min(max(float(row @ self.weights), -30.0), 30.0)))
         curvature = max(predicted * (1.0 - predicted), _LEAST_CURVATURE)
