@@ -52,6 +52,8 @@ from neuralcache_plugins.contracts.telemetry import (
     StoredVector,
     StoreHealth,
     TelemetryStore,
+    in_session,
+    session_part,
 )
 
 __all__ = [
@@ -98,4 +100,6 @@ __all__ = [
     "StoredVector",
     "TelemetryStore",
     "Vector",
+    "in_session",
+    "session_part",
 ]

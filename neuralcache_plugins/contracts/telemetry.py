@@ -67,6 +67,23 @@ class FeedbackGiven:
 
 Event: TypeAlias = RankingServed | FeedbackGiven
 
+PART = "\x1f"
+"""Stands between a session's name and the number of its part (unit separator, which no sane name holds)."""
+
+
+def session_part(session: str, number: int) -> str:
+    """Return the name of a part of a session: the session itself for the first, one of its own for any other.
+
+    A conversation that turns to something else goes on in a new part, with a narrative of its own; whoever erases the
+    session erases all of its parts.
+    """
+    return session if number == 1 else f"{session}{PART}{number}"
+
+
+def in_session(name: str | None, session: str) -> bool:
+    """Return whether ``name`` is the session or a part of it."""
+    return name is not None and (name == session or name.startswith(session + PART))
+
 
 class Recorded(NamedTuple):
     """An event and the position that the store gave it. Positions rise; gaps are allowed."""
@@ -107,7 +124,10 @@ class Snapshot:
 
 @dataclass(frozen=True, slots=True)
 class Erasure:
-    """What to forget. At least one field is set; all set fields must hold (they narrow each other)."""
+    """What to forget. At least one field is set; all set fields must hold (they narrow each other).
+
+    ``session`` stands for all of its parts, see ``session_part``.
+    """
 
     namespace: str | None = None
     document_ids: tuple[str, ...] | None = None
@@ -118,7 +138,7 @@ class Erasure:
         """Return whether a ranking, or some document that it showed, is to go."""
         return (
             self.namespace in (None, ranking.namespace)
-            and self.session in (None, ranking.session)
+            and (self.session is None or in_session(ranking.session, self.session))
             and (self.older_than is None or ranking.at < self.older_than)
             and (self.document_ids is None or not set(self.document_ids).isdisjoint(ranking.document_ids))
         )
@@ -194,6 +214,9 @@ class TelemetryStore(Protocol):
 
     def latest_ranking(self, query_key: str, *, namespace: str) -> RankingServed | None:
         """Return the newest ranking of this question in the namespace, or None."""
+
+    def traced_rankings(self, trace: str, *, namespace: str, limit: int = 100) -> list[RankingServed]:
+        """Return the newest rankings whose run, parent run, trace or span id is ``trace``, newest first."""
 
     def load_snapshot(self, namespace: str, fold: str) -> Snapshot | None:
         """Return the snapshot written for this namespace by this fold (a name that includes its settings)."""

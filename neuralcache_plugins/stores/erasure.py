@@ -6,7 +6,7 @@ from collections.abc import Collection
 from dataclasses import replace
 from typing import TypeVar
 
-from neuralcache_plugins.contracts import Erasure, FeedbackGiven, RankingServed
+from neuralcache_plugins.contracts import Erasure, FeedbackGiven, RankingServed, in_session
 from neuralcache_plugins.errors import ErasedMeanwhileError, InvalidInputError
 
 _T = TypeVar("_T")
@@ -68,7 +68,9 @@ def feedback_without(feedback: FeedbackGiven, gone: Collection[str]) -> Feedback
 
 
 def _placed(what: Erasure, ranking: RankingServed) -> bool:
-    return what.namespace in (None, ranking.namespace) and what.session in (None, ranking.session)
+    return what.namespace in (None, ranking.namespace) and (
+        what.session is None or in_session(ranking.session, what.session)
+    )
 
 
 def _pick(values: tuple[_T, ...], kept: list[int]) -> tuple[_T, ...]:

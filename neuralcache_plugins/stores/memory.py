@@ -112,6 +112,14 @@ class MemoryStore(AnswersInMemory):
         """Return the newest ranking of a question."""
         return self._newest(lambda ranking: ranking.query_key == query_key and ranking.namespace == namespace)
 
+    def traced_rankings(self, trace: str, *, namespace: str, limit: int = 100) -> list[RankingServed]:
+        """Return the newest rankings with this id."""
+        with self._open():
+            events = (entry.event for entry in reversed(self._log))
+            found = (event for event in events if isinstance(event, RankingServed) and event.namespace == namespace
+                     and trace in (event.run_id, event.parent_run_id, event.trace_id, event.span_id))
+            return list(islice(found, limit))
+
     def load_snapshot(self, namespace: str, fold: str) -> Snapshot | None:
         """Return a snapshot."""
         with self._open():

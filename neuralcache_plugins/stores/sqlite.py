@@ -35,7 +35,15 @@ from neuralcache_plugins.stores.codec import StoredRow
 from neuralcache_plugins.stores.sqlite_answers import AnswersInSqlite, count_answers
 from neuralcache_plugins.stores.sqlite_connections import Connections, Synchronous, not_unicode, translate
 from neuralcache_plugins.stores.sqlite_erasure import SELECT
-from neuralcache_plugins.stores.sqlite_schema import MIGRATIONS, Migration, add_to_meta, check_file, migrate, read_meta
+from neuralcache_plugins.stores.sqlite_schema import (
+    MIGRATIONS,
+    TRACE_IDS,
+    Migration,
+    add_to_meta,
+    check_file,
+    migrate,
+    read_meta,
+)
 
 _LOG = logging.getLogger(__name__)
 
@@ -54,6 +62,11 @@ _INSERT_ANSWER = (
     f"AND namespace = {_SLOTS['namespace']}) AND ({_EPOCH}) = coalesce(?{len(_SLOTS) + 1}, ({_EPOCH}))"
 )
 """Feedback for a ranking that is stored, in an epoch that is not over; otherwise nothing."""
+_TRACED = (
+    f"{SELECT} WHERE kind = 'ranking' AND position IN ("
+    + " UNION ".join(f"SELECT position FROM events WHERE {name} = ?" for name in TRACE_IDS)
+    + ") AND namespace = ? ORDER BY position DESC LIMIT ?"
+)
 
 
 class SqliteStore(AnswersInSqlite):
@@ -192,6 +205,12 @@ class SqliteStore(AnswersInSqlite):
     def latest_ranking(self, query_key: str, *, namespace: str) -> RankingServed | None:
         """Return the newest ranking of a question."""
         return self._newest("query_key = ? AND namespace = ?", query_key, namespace)
+
+    def traced_rankings(self, trace: str, *, namespace: str, limit: int = 100) -> list[RankingServed]:
+        """Return the newest rankings with this id; one look into each of four indexes."""
+        with self._connections.reading() as connection:
+            rows = connection.execute(_TRACED, (*(trace,) * len(TRACE_IDS), namespace, limit)).fetchall()
+        return [codec.decode_ranking(StoredRow._make(row)) for row in rows]
 
     def load_snapshot(self, namespace: str, fold: str) -> Snapshot | None:
         """Return a snapshot."""

@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field, replace
 
 from neuralcache_plugins.contracts import Erasure, Receipt
+from neuralcache_plugins.contracts.telemetry import PART
 from neuralcache_plugins.stores import codec, erasure
 from neuralcache_plugins.stores.codec import StoredRow
 from neuralcache_plugins.stores.sqlite_answers import erase_answers
@@ -168,7 +169,7 @@ def _feedback_condition(what: Erasure) -> _Condition:
     if what.namespace is not None:
         condition.also("e.namespace = ?", what.namespace)
     if what.session is not None:
-        condition.also("e.session = ?", what.session)
+        _in_session(condition, "e.session", what.session)
     if what.older_than is not None:
         condition.also("min(e.at, r.at) < ?", what.older_than)
     return condition
@@ -179,8 +180,14 @@ def _placed(what: Erasure) -> _Condition:
     if what.namespace is not None:
         condition.also("r.namespace = ?", what.namespace)
     if what.session is not None:
-        condition.also("r.session = ?", what.session)
+        _in_session(condition, "r.session", what.session)
     return condition
+
+
+def _in_session(condition: _Condition, column: str, session: str) -> None:
+    """Narrow to the session and its parts; two ranges of an index, no scan."""
+    parts = session + PART
+    condition.also(f"({column} = ? OR ({column} > ? AND {column} < ?))", session, parts, parts[:-1] + " ")
 
 
 def _holds(body: str, path: str, value: str) -> str:

@@ -223,7 +223,13 @@ _MISSES = (
     FROM answer_events e WHERE e.kind = 'judged' AND json_extract(e.body, '$.source') <> 'calibrated'""",
 )
 
-MIGRATIONS: tuple[Migration, ...] = ((*_TABLES, *_VIEWS), _ANSWERS, _MISSES)
+TRACE_IDS = ("run_id", "parent_run_id", "trace_id", "span_id")
+"""Columns by which others know a ranking."""
+
+# partial: rankings outside of any trace cost nothing
+_TRACES = tuple(f"CREATE INDEX events_by_{name} ON events ({name}) WHERE {name} IS NOT NULL" for name in TRACE_IDS)
+
+MIGRATIONS: tuple[Migration, ...] = ((*_TABLES, *_VIEWS), _ANSWERS, _MISSES, _TRACES)
 """``MIGRATIONS[n]`` leads from schema version ``n`` to ``n + 1``. Never edited once released, only added to."""
 
 

@@ -195,6 +195,10 @@ class FailingStore:
         """Pass on or fail."""
         return self._asked("latest_ranking").latest_ranking(query_key, namespace=namespace)
 
+    def traced_rankings(self, trace: str, *, namespace: str, limit: int = 100) -> list[RankingServed]:
+        """Pass on or fail."""
+        return self._asked("traced_rankings").traced_rankings(trace, namespace=namespace, limit=limit)
+
     def load_snapshot(self, namespace: str, fold: str) -> Snapshot | None:
         """Pass on or fail."""
         return self._asked("load_snapshot").load_snapshot(namespace, fold)

@@ -1,0 +1,121 @@
+"""Markers in what people write next: precision and recall on labelled turns, false markers on others, bounded work.
+
+    python benchmarks/markers.py [--data PATH] [--errors]
+
+``markers_turns.jsonl`` holds short turns of users in English, German and Spanish, written for this purpose from
+templates and labelled positive, negative or neutral (what gives no feedback: questions, requests to explain, changes
+of topic, words of praise and blame that are about something else). Half of the templates, by a hash, were there to
+write the catalogue with; the other half was held out. A turn counts as positive or negative when feedback would be given.
+
+``--data`` adds conversations whose users, looking things up, thank and correct hardly anybody: every turn of
+mtrag-clapnq and mtrag-fiqa after the first, and lone questions of banking77, nlupp-banking and squad.
+``--errors`` shows the turns of the design half that are judged wrongly.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import statistics
+import time
+from collections import Counter, defaultdict
+from pathlib import Path
+
+from neuralcache_plugins.conversation import ConversationMonitor
+from neuralcache_plugins.conversation.detecting import STRONG
+
+TURNS = Path(__file__).with_name("markers_turns.jsonl")
+EARLIER, ANSWER = "what are your opening hours on sundays", "Here is what I found in the documents."
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("--data", type=Path)
+    arguments.add_argument("--errors", action="store_true")
+    chosen = arguments.parse_args()
+    monitor = ConversationMonitor()
+    labelled(monitor, errors=chosen.errors)
+    if chosen.data:
+        unlabelled(monitor, chosen.data)
+    bounded(monitor)
+
+
+def judged(monitor: ConversationMonitor, text: str, before: str = EARLIER, answer: str = ANSWER) -> tuple[str, str]:
+    """Return the polarity of the feedback that a turn gives, and the marker behind it."""
+    turn = monitor.analyze([("user", before), ("assistant", answer), ("user", text)]).turns[-1]
+    if abs(turn.score) < STRONG:
+        return "neutral", turn.decided_by or ""
+    return ("positive" if turn.score > 0 else "negative"), turn.decided_by or ""
+
+
+def labelled(monitor: ConversationMonitor, *, errors: bool) -> None:
+    rows = [json.loads(line) for line in TURNS.read_text("utf-8").splitlines()]
+    found = [judged(monitor, row["text"], row.get("before", EARLIER)) for row in rows]
+    print("labelled turns         turns  templates  precision  recall   by template: recall")
+    for half in ("design", "held-out"):
+        for polarity in ("positive", "negative"):
+            for language in ("en", "de", "es", "all"):
+                line(half, polarity, language, rows, found)
+    if not errors:
+        return
+    for row, (polarity, marker) in zip(rows, found, strict=True):
+        if row["half"] == "design" and polarity != row["polarity"]:
+            print(f"  {row['language']} {row['polarity']} as {polarity} ({marker}): {row['text']!r}")
+
+
+def line(half: str, polarity: str, language: str, rows: list[dict], found: list[tuple[str, str]]) -> None:
+    chosen = [(row, got) for row, (got, _) in zip(rows, found, strict=True)
+              if row["half"] == half and language in (row["language"], "all")]
+    right = sum(got == polarity == row["polarity"] for row, got in chosen)
+    claimed = sum(got == polarity for _, got in chosen)
+    there = sum(row["polarity"] == polarity for row, _ in chosen)
+    templates = defaultdict(list)
+    for row, got in chosen:
+        if row["polarity"] == polarity:
+            templates[row["template"]].append(got == polarity)
+    by_template = statistics.mean(statistics.mean(hits) for hits in templates.values())
+    print(f"{half:9}{polarity:9}{language:4}{there:6}{len(templates):11}{right / max(1, claimed):11.3f}"
+          f"{right / there:8.3f}{by_template:14.3f}")
+
+
+def unlabelled(monitor: ConversationMonitor, data: Path) -> None:
+    print("\nturns that judge nothing                  turns  false markers")
+    for name in ("mtrag-clapnq", "mtrag-fiqa"):
+        turns = [row for row in read(data / name / "queries.jsonl.gz") if row["history"]]
+        report(f"{name}, in conversations", [
+            monitor.analyze([*((said["role"], said["text"]) for said in row["history"] if said["role"] != "system"),
+                             ("user", row["text"])]).turns[-1] for row in turns
+        ])
+    for name, file in (("banking77", "utterances"), ("nlupp-banking", "utterances"), ("squad", "queries")):
+        rows = read(data / name / f"{file}.jsonl.gz")
+        report(f"{name}, as second turns", [
+            monitor.analyze([("user", EARLIER), ("assistant", ANSWER), ("user", row["text"])]).turns[-1] for row in rows
+        ])
+
+
+def report(name: str, turns: list) -> None:
+    wrong = [turn for turn in turns if abs(turn.score) >= STRONG]
+    markers = ", ".join(f"{marker} {count}" for marker, count in Counter(turn.decided_by for turn in wrong).most_common())
+    print(f"{name:40}{len(turns):7}{len(wrong):6} ({len(wrong) / len(turns):.2%})  {markers}")
+
+
+def bounded(monitor: ConversationMonitor) -> None:
+    print("\nmessage of          seconds, median of 5")
+    for size in (100, 2_000, 10_000, 1_000_000):
+        message = ("no that is not what i asked thanks " * (size // 35 + 1))[:size]
+        took = []
+        for _ in range(5):
+            start = time.perf_counter()
+            monitor.analyze([("user", "a question"), ("assistant", "an answer"), ("user", message)])
+            took.append(time.perf_counter() - start)
+        print(f"{size:10} characters  {statistics.median(took):.4f}")
+
+
+def read(path: Path) -> list[dict]:
+    with gzip.open(path, "rt", encoding="utf-8") as lines:
+        return [json.loads(one) for one in lines]
+
+
+if __name__ == "__main__":
+    main()
