@@ -5,10 +5,15 @@
 ``markers_turns.jsonl`` holds short turns of users in English, German and Spanish, written for this purpose from
 templates and labelled positive, negative or neutral (what gives no feedback: questions, requests to explain, changes
 of topic, words of praise and blame that are about something else). Half of the templates, by a hash, were there to
-write the catalogue with; the other half was held out. A turn counts as positive or negative when feedback would be given.
+write the catalogue with; the other half was held out. A turn counts as positive or negative when feedback would be
+given. One hand wrote turns and catalogue, so expect less of what others write. The held-out half was looked at once
+(precision and recall: positive 1.000 and .977, negative .983 and .978); the eight turns judged wrongly then led to five
+repairs, so what is printed for it now is no longer held out.
 
-``--data`` adds conversations whose users, looking things up, thank and correct hardly anybody: every turn of
-mtrag-clapnq and mtrag-fiqa after the first, and lone questions of banking77, nlupp-banking and squad.
+``--data`` adds what real people wrote: mtrag-clapnq and mtrag-fiqa, conversations whose users look things up (every
+turn after the first; those who do thank, correct or ask again, as far as a marker found them, were read by hand and are
+in ``GENUINE``), questions of banking77 and squad as second turns, and nlupp-banking, whose own labels tell who
+thanks, who asks for a person, and who does nothing of the kind. False markers found there led to repairs as well.
 ``--errors`` shows the turns of the design half that are judged wrongly.
 """
 
@@ -26,6 +31,22 @@ from neuralcache_plugins.conversation import ConversationMonitor
 from neuralcache_plugins.conversation.detecting import STRONG
 
 TURNS = Path(__file__).with_name("markers_turns.jsonl")
+GENUINE = {
+    "mtrag-clapnq": (
+        "No, I meant photos in the air.", "no, I meant which TV series was the best in history?",
+        "That was not my question.", "I meant c. tschudii specifically", "Thanks for clarifying.",
+        "I see thanks for explaining.", "I meant the origin of authors for the book of Proverbs.",
+    ),
+    "mtrag-fiqa": (
+        "I meant for a deceased relative", "I meant not online trading.. but training",
+        "How does the liquidity of this particular index fund compare",  # asked two turns before
+    ),
+}
+"""Turns, by how they begin, whose user does thank, correct or ask again."""
+
+JUDGING = {"thank", "handoff", "affirm", "deny", "acknowledge", "end_call", "wrong_notworking_notshowing", "repeat"}
+"""Intents of nlupp-banking that may be said of an answer."""
+
 EARLIER, ANSWER = "what are your opening hours on sundays", "Here is what I found in the documents."
 
 
@@ -82,22 +103,32 @@ def line(half: str, polarity: str, language: str, rows: list[dict], found: list[
 def unlabelled(monitor: ConversationMonitor, data: Path) -> None:
     print("\nturns that judge nothing                  turns  false markers")
     for name in ("mtrag-clapnq", "mtrag-fiqa"):
-        turns = [row for row in read(data / name / "queries.jsonl.gz") if row["history"]]
-        report(f"{name}, in conversations", [
-            monitor.analyze([*((said["role"], said["text"]) for said in row["history"] if said["role"] != "system"),
-                             ("user", row["text"])]).turns[-1] for row in turns
-        ])
-    for name, file in (("banking77", "utterances"), ("nlupp-banking", "utterances"), ("squad", "queries")):
+        turns = [monitor.analyze([*history(row), ("user", row["text"])]).turns[-1]
+                 for row in read(data / name / "queries.jsonl.gz") if row["history"]]
+        report(f"{name}, in conversations", [turn for turn in turns if not turn.text.startswith(GENUINE[name])])
+    for name, file in (("banking77", "utterances"), ("squad", "queries")):
         rows = read(data / name / f"{file}.jsonl.gz")
-        report(f"{name}, as second turns", [
-            monitor.analyze([("user", EARLIER), ("assistant", ANSWER), ("user", row["text"])]).turns[-1] for row in rows
-        ])
+        report(f"{name}, as second turns", [as_second(monitor, row) for row in rows])
+    rows = read(data / "nlupp-banking" / "utterances.jsonl.gz")
+    report("nlupp-banking, other intents", [as_second(monitor, row) for row in rows if not JUDGING & set(row["intents"])])
+    for intent, sign in (("thank", 1), ("handoff", -1)):
+        turns = [as_second(monitor, row) for row in rows if intent in row["intents"]]
+        found = sum(turn.score * sign >= STRONG for turn in turns)
+        print(f"nlupp-banking, labelled {intent}: {found} of {len(turns)} found")
+
+
+def history(row: dict) -> list[tuple[str, str]]:
+    return [(said["role"], said["text"]) for said in row["history"] if said["role"] != "system"]
+
+
+def as_second(monitor: ConversationMonitor, row: dict) -> object:
+    return monitor.analyze([("user", EARLIER), ("assistant", ANSWER), ("user", row["text"])]).turns[-1]
 
 
 def report(name: str, turns: list) -> None:
     wrong = [turn for turn in turns if abs(turn.score) >= STRONG]
-    markers = ", ".join(f"{marker} {count}" for marker, count in Counter(turn.decided_by for turn in wrong).most_common())
-    print(f"{name:40}{len(turns):7}{len(wrong):6} ({len(wrong) / len(turns):.2%})  {markers}")
+    names = ", ".join(f"{marker} {count}" for marker, count in Counter(turn.decided_by for turn in wrong).most_common())
+    print(f"{name:40}{len(turns):7}{len(wrong):6} ({len(wrong) / len(turns):.2%})  {names}")
 
 
 def bounded(monitor: ConversationMonitor) -> None:
