@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 from platformdirs import user_data_path
 from pydantic import Field, SecretStr, ValidationError
@@ -61,6 +61,11 @@ class RerankSettings(BaseSettings):
     scorer_weight: float = Field(1.0, ge=0, le=10, description="weight of the scorer beside the cheap signals")
     encoder_timeout_seconds: float | None = Field(
         None, gt=0, description="async encoders that take longer count as failed"
+    )
+    source_weights: dict[str, Annotated[float, Field(ge=0, le=1)]] = Field(
+        {},
+        description='what feedback of a source counts, by its name or what stands before a colon: {"marker": 0.5}; '
+        "others count 1; 0: learn nothing from it",
     )
     texts_in_memory: int = Field(20_000, ge=1, description="texts whose word statistics are kept in memory")
     seed: int = Field(0, ge=0, description="seed of exploration")

@@ -38,6 +38,7 @@ from neuralcache_plugins.contracts.rankings import (
     Ranking,
     Remembered,
 )
+from neuralcache_plugins.contracts.satisfaction import SatisfactionFell
 from neuralcache_plugins.contracts.telemetry import (
     Appended,
     Erasure,
@@ -54,6 +55,7 @@ from neuralcache_plugins.contracts.telemetry import (
     TelemetryStore,
     in_session,
     session_part,
+    session_parts,
 )
 
 __all__ = [
@@ -94,6 +96,7 @@ __all__ = [
     "Remembered",
     "Removal",
     "Rewards",
+    "SatisfactionFell",
     "Snapshot",
     "StoreHealth",
     "StoredAnswers",
@@ -102,4 +105,5 @@ __all__ = [
     "Vector",
     "in_session",
     "session_part",
+    "session_parts",
 ]

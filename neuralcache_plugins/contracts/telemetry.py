@@ -80,6 +80,11 @@ def session_part(session: str, number: int) -> str:
     return session if number == 1 else f"{session}{PART}{number}"
 
 
+def session_parts(session: str) -> tuple[str, str]:
+    """Return two texts between which, by code points, the names of a session's further parts lie, and no others."""
+    return session + PART, session + chr(ord(PART) + 1)
+
+
 def in_session(name: str | None, session: str) -> bool:
     """Return whether ``name`` is the session or a part of it."""
     return name is not None and (name == session or name.startswith(session + PART))

@@ -138,10 +138,11 @@ class Trust:
             return cold
         return (1.0 - share) * cold + share * log_softmax(features @ self.weights_at(nearness))
 
-    def test_and_learn(self, features: Array, rewards: Array, *, nearness: Nearness) -> Array:
+    def test_and_learn(self, features: Array, rewards: Array, *, nearness: Nearness, weight: float = 1.0) -> Array:
         """Grade the learned order on one feedback, then move the weights. O(k * f) for the k documents shown.
 
-        Returns the log-probabilities (k,) that the learned order gave before.
+        Returns the log-probabilities (k,) that the learned order gave before. ``weight`` in (0, 1] is what the feedback
+        counts, as evidence and as a lesson.
 
         ``features`` (k, f) are those of the documents shown, ``rewards`` (k,) are >= 0 and not all zero. Feedback
         that rewards everything shown says nothing about their order and is ignored. Where memory held nothing
@@ -154,8 +155,9 @@ class Trust:
             return predicted
         target = rewards / rewards.sum()
         if nearness.reach == 1.0:
-            self._grade(predicted, features[:, COLD], target, helped=int(helped.sum()), place=nearness.place)
-        gradient = np.outer(place, (target - np.exp(predicted)) @ features)
+            self._grade(predicted, features[:, COLD], target, helped=int(helped.sum()), place=nearness.place,
+                        weight=weight)
+        gradient = np.outer(place, weight * ((target - np.exp(predicted)) @ features))
         self.squares += gradient * gradient
         self.weights = np.maximum(0.0, self.weights + RATE * gradient / np.sqrt(self.squares))
         return predicted
@@ -163,16 +165,17 @@ class Trust:
     def _evidence(self) -> Array:
         return np.minimum(self.over_cold, self.over_avoidance)
 
-    def _grade(self, predicted: Array, cold: Array, target: Array, *, helped: int, place: float) -> None:
+    def _grade(self, predicted: Array, cold: Array, target: Array, *, helped: int, place: float,
+               weight: float) -> None:
         shown = len(target)
         reading = SHARPNESS[:, None] * (cold - cold.max())
         reading -= np.log(np.exp(reading).sum(axis=1, keepdims=True))
         readings = reading @ target
         belief = np.exp(self.sharpness_evidence - self.sharpness_evidence.max())
         from_cold = math.log(float(belief @ np.exp(readings)) / float(belief.sum()))
-        self.sharpness_evidence = FORGETTING * (self.sharpness_evidence + readings)
+        self.sharpness_evidence = FORGETTING * (self.sharpness_evidence + weight * readings)
         learned = float(np.log((1.0 - UNIFORM_SHARE) * np.exp(predicted) + UNIFORM_SHARE / shown) @ target)
-        shares = hats(place, EVIDENCE_KNOTS)
+        shares = weight * hats(place, EVIDENCE_KNOTS)
         self.over_cold = _step(self.over_cold, learned - from_cold, shares)
         self.over_avoidance = _step(self.over_avoidance, learned + math.log(_avoidance(shown, helped)), shares)
         self.tests += 1

@@ -11,7 +11,7 @@ import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable, Sequence
 
-from neuralcache_plugins.contracts import Appended, Event, Head, Recorded, Snapshot, TelemetryStore
+from neuralcache_plugins.contracts import Appended, Event, Head, Recorded, SatisfactionFell, Snapshot, TelemetryStore
 from neuralcache_plugins.errors import StoreError
 from neuralcache_plugins.memory.course import Course, Decision, Point
 from neuralcache_plugins.memory.questions import Near, Origin
@@ -29,7 +29,8 @@ READ_LIMIT = 2_000
 class Memory:
     """The learned states of one store's namespaces. Hold ``lock`` while reading a state.
 
-    ``on_erased`` is called once it shows that anybody erased something.
+    ``on_erased`` is called once it shows that anybody erased something. ``on_fall`` is called, with ``lock`` held, when
+    news of the log show that satisfaction fell; what a state is begun from is no news.
     """
 
     def __init__(
@@ -39,6 +40,7 @@ class Memory:
         settings: RerankSettings,
         snapshot_every: int,
         on_erased: Callable[[], object] = lambda: None,
+        on_fall: Callable[[SatisfactionFell], object] = lambda fall: None,
     ) -> None:
         self.lock = threading.RLock()
         self._store = store
@@ -46,6 +48,7 @@ class Memory:
         self._fold = fold_name(settings)
         self._snapshot_every = snapshot_every
         self._on_erased = on_erased
+        self._on_fall = on_fall
         self._states: OrderedDict[str, LearnedState] = OrderedDict()
         self._snapshot_at: dict[str, int] = {}
         self._sign: Hashable = None
@@ -189,8 +192,8 @@ class Memory:
     def _fold_in(self, batch: Sequence[Recorded]) -> None:
         for one in batch:
             state = self._states.get(one.event.namespace)
-            if state is not None:
-                state.fold(one)
+            for fall in () if state is None else state.fold(one):
+                self._on_fall(fall)
             self._position = one.position
 
     def _load(self, namespace: str) -> LearnedState:

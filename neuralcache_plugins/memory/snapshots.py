@@ -22,7 +22,7 @@ from neuralcache_plugins.memory.questions import Origin, Questions
 from neuralcache_plugins.memory.state import LearnedState, Learner, Waiting
 from neuralcache_plugins.settings import RerankSettings
 
-FORMAT = 5
+FORMAT = 6
 _STATE_NUMBERS = (
     "position", "rankings", "feedback", "first_feedback_at", "last_feedback_at", "answer_rate",
 )
@@ -33,12 +33,13 @@ _CHANGES_NUMBERS = ("misses", "claims")
 _COURSE_NUMBERS = ("seen", "stride", "tests")
 _FOLD_SETTINGS = (
     "half_life_seconds", "narrative_rate", "questions_per_document", "max_documents", "max_questions", "max_sessions",
+    "source_weights",
 )
 
 
 def fold_name(settings: RerankSettings) -> str:
     """Return the name of the fold that these settings make: snapshots of another fold are not this one's."""
-    chosen = json.dumps([getattr(settings, name) for name in _FOLD_SETTINGS])
+    chosen = json.dumps([getattr(settings, name) for name in _FOLD_SETTINGS], sort_keys=True)
     return f"{FORMAT}-{hashlib.blake2b(chosen.encode(), digest_size=8).hexdigest()}"
 
 
@@ -56,6 +57,8 @@ def pack(state: LearnedState) -> bytes:
         "documents": list(documents.slots),
         "rewards_total": documents.rewards_total,
         "gain": vars(state.gain),
+        "sources": state.sources.table(),
+        "satisfaction": state.satisfaction.table(),
         "waiting": [[key, row.encoder, list(row.document_ids), row.position] for key, row in state.waiting.items()],
         "learners": [
             _pack_learner(f"{index}", encoder, learner, place, arrays)
@@ -89,6 +92,8 @@ def _restore(header: dict[str, Any], arrays: dict[str, np.ndarray[Any, Any]], se
     for name in _STATE_NUMBERS:
         setattr(state, name, header[name])
     vars(state.gain).update(header["gain"])
+    state.sources.restore(header["sources"])
+    state.satisfaction.restore(header["satisfaction"])
     documents = state.documents
     documents.slots = OrderedDict((document_id, slot) for slot, document_id in enumerate(header["documents"]))
     documents.rewards_total = header["rewards_total"]

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from neuralcache_plugins.contracts import Array, FeedbackGiven, RankingServed, Recorded, Vector
+from neuralcache_plugins.contracts import Array, FeedbackGiven, RankingServed, Recorded, SatisfactionFell, Vector
 from neuralcache_plugins.core import signals
 from neuralcache_plugins.core.trust import COLD, FEATURES, LINEAR, Nearness, Trust, log_softmax
 from neuralcache_plugins.memory.changes import Changes
@@ -17,6 +17,8 @@ from neuralcache_plugins.memory.course import Course
 from neuralcache_plugins.memory.documents import Documents
 from neuralcache_plugins.memory.gain import Gain
 from neuralcache_plugins.memory.questions import Near, Origin, Questions, Slopes
+from neuralcache_plugins.memory.satisfaction import Satisfaction
+from neuralcache_plugins.memory.sources import Sources
 from neuralcache_plugins.settings import RerankSettings
 
 PATIENCE = 64
@@ -157,6 +159,8 @@ class LearnedState:
         self.last_feedback_at: float | None = None
         self.answer_rate = 0.0
         self.gain = Gain()
+        self.sources = Sources(settings.source_weights)
+        self.satisfaction = Satisfaction()
         self.documents = Documents(capacity=settings.max_documents, half_life_seconds=settings.half_life_seconds)
         self.waiting: OrderedDict[str, Waiting] = OrderedDict()
         self.learners: dict[str, Learner] = {}
@@ -204,15 +208,18 @@ class LearnedState:
 
     # writing: fold and what it calls
 
-    def fold(self, recorded: Recorded) -> None:
-        """Take in the next event of the log. Deterministic; an event at or before ``position`` changes nothing."""
+    def fold(self, recorded: Recorded) -> tuple[SatisfactionFell, ...]:
+        """Take in the next event of the log and return the alarms that it sets off.
+
+        Deterministic; an event at or before ``position`` changes nothing.
+        """
         if recorded.position <= self.position:
-            return
+            return ()
         self.position = recorded.position
         if isinstance(recorded.event, RankingServed):
             self._served(recorded.event)
-        else:
-            self._told(recorded.event)
+            return ()
+        return self._told(recorded.event)
 
     def _served(self, event: RankingServed) -> None:
         self.rankings += 1
@@ -227,22 +234,31 @@ class LearnedState:
             _, unanswered = self.waiting.popitem(last=False)
             self._unanswered(unanswered)
 
-    def _told(self, event: FeedbackGiven) -> None:
+    def _told(self, event: FeedbackGiven) -> tuple[SatisfactionFell, ...]:
         self.feedback += 1
         self.first_feedback_at = event.at if self.first_feedback_at is None else self.first_feedback_at
         self.last_feedback_at = event.at
+        weight = self.sources.weigh(event)
+        if weight > 0.0:
+            self._count_and_learn(event, weight)
+        return self.satisfaction.observe(event, number=self.feedback)
+
+    def _count_and_learn(self, event: FeedbackGiven, weight: float) -> None:
+        """Learn from feedback that counts ``weight`` in (0, 1]; a reward is worth that much less, and so is its test."""
         if self.waiting.pop(event.ranking_id, None) is not None:
             self.answer_rate += max(ANSWER_RATE, 1.0 / self.rankings) * (1.0 - self.answer_rate)
-        rewards = dict(event.rewards)
+        rewards = {document_id: weight * reward for document_id, reward in event.rewards}
         self.gain.observe(event.ranking, rewards)
-        for document_id, reward in event.rewards:
+        for document_id, reward in rewards.items():
             self._pay(document_id, at=event.at, credit=reward)
         learner = self._learner(event.ranking)
         if learner is not None and event.ranking.query_vector is not None:
-            self._learn(learner, event.ranking.query_vector, event, rewards)
-            self._follow(learner, event)
+            self._learn(learner, event.ranking.query_vector, event, rewards, weight)
+            self._follow(learner, event, weight)
 
-    def _learn(self, learner: Learner, question: Vector, event: FeedbackGiven, rewards: dict[str, float]) -> None:
+    def _learn(
+        self, learner: Learner, question: Vector, event: FeedbackGiven, rewards: dict[str, float], weight: float
+    ) -> None:
         ranking = event.ranking
         graded = [rank for rank, name in enumerate(ranking.document_ids) if rank < GRADED or name in rewards]
         names = [ranking.document_ids[rank] for rank in graded]
@@ -262,15 +278,17 @@ class LearnedState:
         reward = np.array([rewards.get(name, 0.0) for name in names])
         helped = np.maximum(0.0, reward)
         if helped.any():
-            predicted = learner.trust.test_and_learn(features, helped, nearness=learner.nearness(near))
+            predicted = learner.trust.test_and_learn(
+                features, helped, nearness=learner.nearness(near), weight=weight
+            )
             learner.course.observe(learner.trust, feedback=self.feedback, at=event.at)
             if near is not None:
-                self._judge(learner, near, slots, helped, np.exp(predicted))
+                self._judge(learner, near, slots, helped, np.exp(predicted), weight)
                 first = int(predicted.argmax())
-                self._check(learner, slots[first], missed=bool(helped[first] == 0), weight=1.0)
+                self._check(learner, slots[first], missed=bool(helped[first] == 0), weight=weight)
             if not helped.all():
                 chances = np.exp(log_softmax(features[:, COLD] + features[:, LINEAR]))
-                self._move(learner, slots, question, SLOPE_RATE * (helped / helped.sum() - chances))
+                self._move(learner, slots, question, weight * SLOPE_RATE * (helped / helped.sum() - chances))
         origin = Origin(self.position, self.position)
         for slot, value in zip(slots, reward.tolist(), strict=True):
             if value > 0:
@@ -279,7 +297,9 @@ class LearnedState:
                 learner.failed.add(slot, question, -value, origin=origin)
         self._make_room(learner)
 
-    def _judge(self, learner: Learner, near: Near, slots: list[int], helped: Array, chances: Array) -> None:
+    def _judge(
+        self, learner: Learner, near: Near, slots: list[int], helped: Array, chances: Array, weight: float
+    ) -> None:
         """Move the weights of near votes: up where this feedback agrees with them, else down by what they claimed.
 
         ``helped`` and ``chances`` (k,) are the rewards of the documents shown and the chances that they were given.
@@ -289,7 +309,7 @@ class LearnedState:
         closeness[standard < signals.FAR] = 0.0
         sizes = np.append(near.starts[1:], len(standard)) - near.starts
         agrees = helped[near.columns] > 0
-        rate = np.where(agrees, PRAISE, BLAME * chances[near.columns])
+        rate = weight * np.where(agrees, PRAISE, BLAME * chances[near.columns])
         step = closeness * np.repeat(rate, sizes) * (np.repeat(agrees, sizes) - near.weight)
         learner.helped.reweigh(near, slots, (near.weight + step).astype(np.float32))
 
@@ -302,12 +322,12 @@ class LearnedState:
             learner.failed.fade(slot, CHANGED_KEPT)
             learner.slopes.fade(slot, CHANGED_KEPT)
 
-    def _follow(self, learner: Learner, event: FeedbackGiven) -> None:
+    def _follow(self, learner: Learner, event: FeedbackGiven, weight: float) -> None:
         vector = event.document_vector
         if vector is None or len(vector) != learner.width or sum(reward for _, reward in event.rewards) <= 0:
             return
         vector = vector.astype(np.float32)
-        rate = self.settings.narrative_rate
+        rate = weight * self.settings.narrative_rate
         session = event.ranking.session
         if session is None:
             learner.narrative = signals.moved_towards(learner.narrative, vector, rate=rate * NAMESPACE_PACE)

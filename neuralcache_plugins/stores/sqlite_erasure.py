@@ -6,8 +6,7 @@ import sqlite3
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field, replace
 
-from neuralcache_plugins.contracts import Erasure, Receipt
-from neuralcache_plugins.contracts.telemetry import PART
+from neuralcache_plugins.contracts import Erasure, Receipt, session_parts
 from neuralcache_plugins.stores import codec, erasure
 from neuralcache_plugins.stores.codec import StoredRow
 from neuralcache_plugins.stores.sqlite_answers import erase_answers
@@ -186,8 +185,7 @@ def _placed(what: Erasure) -> _Condition:
 
 def _in_session(condition: _Condition, column: str, session: str) -> None:
     """Narrow to the session and its parts; two ranges of an index, no scan."""
-    parts = session + PART
-    condition.also(f"({column} = ? OR ({column} > ? AND {column} < ?))", session, parts, parts[:-1] + " ")
+    condition.also(f"({column} = ? OR ({column} > ? AND {column} < ?))", session, *session_parts(session))
 
 
 def _holds(body: str, path: str, value: str) -> str:
