@@ -50,6 +50,16 @@ with package.Reranker(Lengths(), store="sqlite://:memory:") as reranker:
     assert sorted(ranking.ids) == ["a", "b", "c"], ranking.ids
     reranker.feedback(ranking, helpful=["b"])
 
+from neuralcache_plugins.conversation import ConversationMonitor, catalogue
+
+assert len(catalogue().markers()) > 20
+try:
+    ConversationMonitor()
+except package.MissingExtraError as error:
+    assert "pip install 'neuralcache-plugins[conversation]'" in str(error), error
+else:
+    raise AssertionError("without the extra 'conversation' there must be no monitor")
+
 try:
     with package.Reranker(store="sqlite://:memory:") as reranker:
         reranker.rerank("banana", ["cherry", "banana"])
@@ -76,14 +86,15 @@ def main() -> None:
 
 
 def check_contents(wheel: Path) -> None:
-    """Refuse a wheel without its type marker or licence, or with anything beside the package."""
+    """Refuse a wheel without its type marker, licence or marker files, or with anything beside the package."""
     with ZipFile(wheel) as archive:
         names = archive.namelist()
     top = {name.partition("/")[0] for name in names}
     info = next(name for name in top if name.endswith(".dist-info"))
     if top != {"neuralcache_plugins", info}:
         sys.exit(f"{wheel.name} holds more than the package: {sorted(top)}")
-    missing = {"neuralcache_plugins/py.typed", f"{info}/licenses/LICENSE"} - set(names)
+    markers = {f"neuralcache_plugins/conversation/markers/{name}.toml" for name in ("any", "en", "de", "es")}
+    missing = {"neuralcache_plugins/py.typed", f"{info}/licenses/LICENSE", *markers} - set(names)
     if missing:
         sys.exit(f"{wheel.name} lacks {sorted(missing)}")
     tests = [name for name in names if "tests/" in name or Path(name).name.startswith(("test_", "conftest"))]

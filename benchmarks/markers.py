@@ -110,7 +110,8 @@ def unlabelled(monitor: ConversationMonitor, data: Path) -> None:
         rows = read(data / name / f"{file}.jsonl.gz")
         report(f"{name}, as second turns", [as_second(monitor, row) for row in rows])
     rows = read(data / "nlupp-banking" / "utterances.jsonl.gz")
-    report("nlupp-banking, other intents", [as_second(monitor, row) for row in rows if not JUDGING & set(row["intents"])])
+    others = [row for row in rows if not JUDGING & set(row["intents"])]
+    report("nlupp-banking, other intents", [as_second(monitor, row) for row in others])
     for intent, sign in (("thank", 1), ("handoff", -1)):
         turns = [as_second(monitor, row) for row in rows if intent in row["intents"]]
         found = sum(turn.score * sign >= STRONG for turn in turns)

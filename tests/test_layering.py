@@ -38,7 +38,7 @@ WORDS = names("errors contracts")
 BELOW = WORDS | names("settings core.*")
 STATE = BELOW | names("encoders.* telemetry.* memory.*")
 READERS = STATE | names("stores:open_store stores:mask")
-CORE = READERS | names("conversation.* attribution.*")
+CORE = READERS | names("conversation.* attribution.* outside.*")
 WHOLE = CORE | names("semantic_cache.* reranker.*")
 FRAMEWORKS = names("langchain_core langchain_classic langchain langgraph llama_index")
 ADAPTERS = names("langchain.* llamaindex.*")
@@ -55,6 +55,7 @@ TABLE = {
     "memory": Layer(BELOW, names("numpy")),
     "semantic_cache": Layer(READERS, names("numpy pydantic"), third_on_use=names("usearch re2")),
     "conversation": Layer(READERS, names("numpy pydantic"), third_on_use=names("re2")),
+    "outside": Layer(READERS, names("numpy")),
     "attribution": Layer(READERS, names("numpy pydantic"), third_on_use=names("re2")),
     "reranker": Layer(CORE, names("numpy")),
     "langchain": Layer(WHOLE - names("core.*"), names("numpy pydantic langchain_core")),

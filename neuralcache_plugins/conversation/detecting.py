@@ -15,7 +15,7 @@ SOURCE = "marker:"
 STRONG = 0.5
 """Markers that are worth less are counted and shown, but no feedback comes of them."""
 
-_LEADING = " \n\t.,;:!?()-–—…\"¡¿"
+_LEADING = " \n\t.,;:!?()-\u2013\u2014\u2026\"\u00a1\u00bf"
 
 
 @dataclass(frozen=True, slots=True)

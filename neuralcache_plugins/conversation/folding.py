@@ -13,7 +13,7 @@ from typing import NamedTuple
 WINDOW = 1_000
 """A message longer than twice this is seen in its first and its last so many characters."""
 
-APOSTROPHES = frozenset("'’‘`´ʼ")
+APOSTROPHES = frozenset("'`\u2019\u2018\u00b4\u02bc")
 LENGTHENED = 3
 """A letter written so many times in a row counts once."""
 

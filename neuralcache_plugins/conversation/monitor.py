@@ -237,7 +237,7 @@ class ConversationMonitor:
             return
         try:
             given = self._feedback(
-                ranking, rewards=rewards, source=hit.source, feedback_id=f"{SOURCE}{ranking.ranking_id}"
+                ranking, rewards=dict[str | int, float](rewards), source=hit.source, feedback_id=f"{SOURCE}{ranking.ranking_id}"
             )
         except NeuralCacheError as error:
             self.failures += 1
@@ -257,7 +257,7 @@ class ConversationMonitor:
             if now - self._sessions[stalest].seen_at <= self._expiry_seconds:
                 break
             del self._sessions[stalest]
-        known = self._sessions.pop(session, None) or _Session(now)
+        known = self._sessions.pop(session, _Session(now))
         known.seen_at = now
         self._sessions[session] = known
         if len(self._sessions) > self._max_sessions:
@@ -296,7 +296,7 @@ def _newest(messages: Any) -> _Newest:
 
 
 def _is_question(said: Said) -> bool:
-    return said.text.rstrip(" \t\r\n\"'*_)]").endswith(("?", "？", "؟"))
+    return said.text.rstrip(" \t\r\n\"'*_)]").endswith(("?", "\uff1f", "\u061f"))
 
 
 def _digest(text: str) -> bytes:

@@ -17,18 +17,18 @@ _ENDINGS = ("ing", "ed", "es", "en", "s", "e", "n")
 
 _WORDS = re.compile(r"\w+")
 _STOP = frozenset(
-    "a an the i me my we our you your he she it its they this that these those to of in on at for from by with as and "
-    "or but so is are was were be been am do does did have has had can could will would should may might shall please "
-    "much many there here about into then than just also really still again hi hello want need like know tell say ask "
-    "der die das den dem des ein eine einen einem einer ich mich mir mein meine meinen meinem wir uns unser du dein "
-    "sie er es ihr und oder aber in im an am auf zu zum zur von vom mit bei fur aus als ist sind war bin hat habe haben "
-    "kann konnen soll will denn bitte noch nochmal doch auch man mochte will wissen "
-    "el la los las lo un una unos unas yo me mi mis nos tu su sus se te y o pero de del en a al con por para es son "
-    "esta estoy fue ha he hay puedo puede quiero saber por favor".split()
+    """a an the i me my we our you your he she it its they this that these those to of in on at for from by with as and
+    or but so is are was were be been am do does did have has had can could will would should may might shall please
+    much many there here about into then than just also really still again hi hello want need like know tell say ask
+    der die das den dem des ein eine einen einem einer ich mich mir mein meine meinen meinem wir uns unser du dein sie
+    er es ihr und oder aber in im an am auf zu zum zur von vom mit bei fur aus als ist sind war bin hat habe haben kann
+    konnen soll will denn bitte noch nochmal doch auch man mochte will wissen
+    el la los las lo un una unos unas yo me mi mis nos tu su sus se te y o pero de del en a al con por para es son esta
+    estoy fue ha he hay puedo puede quiero saber favor""".split()
 )
 _QUESTIONING = frozenset(
-    "how what where when which who whom whose why wie was wo wann welche welcher wer warum wieso como que donde cuando "
-    "cual quien cuanto cuanta".split()
+    """how what where when which who whom whose why wie was wo wann welche welcher wer warum wieso como que donde
+    cuando cual quien cuanto cuanta""".split()
 )
 
 

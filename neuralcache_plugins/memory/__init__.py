@@ -15,11 +15,12 @@ from neuralcache_plugins.contracts import Appended, Event, Head, Recorded, Satis
 from neuralcache_plugins.errors import StoreError
 from neuralcache_plugins.memory.course import Course, Decision, Point
 from neuralcache_plugins.memory.questions import Near, Origin
+from neuralcache_plugins.memory.satisfaction import Watch
 from neuralcache_plugins.memory.snapshots import fold_name, pack, unpack
 from neuralcache_plugins.memory.state import Features, LearnedState, Learner
 from neuralcache_plugins.settings import RerankSettings
 
-__all__ = ["Course", "Decision", "Features", "LearnedState", "Learner", "Memory", "Near", "Origin", "Point"]
+__all__ = ["Course", "Decision", "Features", "LearnedState", "Learner", "Memory", "Near", "Origin", "Point", "Watch"]
 
 logger = logging.getLogger(__name__)
 

@@ -1,10 +1,10 @@
 """What each source of feedback counts: as much as the settings say, and as far as explicit feedback bears it out.
 
-Explicit is what people say of documents: the source ``user``, and ``user:...``. It is the yardstick, and counts in full.
-Whenever another source and explicit feedback speak of one ranking, the source agrees or disagrees; with p the share
-(a prior of ``PRIOR`` agreements included) in which it agrees, its rewards count 2p - 1: were explicit feedback the truth
-and errors symmetric, that is the mean of the truth given what the source says. A source that nothing contradicts counts
-in full, so with one source alone, or with none but explicit ones, nothing changes at all.
+Explicit is what people say of documents: the source ``user``, and ``user:...``. It is the yardstick, and counts in
+full. Whenever another source and explicit feedback speak of one ranking, the source agrees or disagrees; with p the
+share (a prior of ``PRIOR`` agreements included) in which it agrees, its rewards count 2p - 1: were explicit feedback
+the truth and errors symmetric, that is the mean of the truth given what the source says. A source that nothing
+contradicts counts in full, so with one source alone, or with none but explicit ones, nothing changes at all.
 """
 
 from __future__ import annotations

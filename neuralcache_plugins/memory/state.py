@@ -244,7 +244,7 @@ class LearnedState:
         return self.satisfaction.observe(event, number=self.feedback)
 
     def _count_and_learn(self, event: FeedbackGiven, weight: float) -> None:
-        """Learn from feedback that counts ``weight`` in (0, 1]; a reward is worth that much less, and so is its test."""
+        """Learn from feedback that counts ``weight`` in (0, 1]: so much is a reward worth, and so much its test."""
         if self.waiting.pop(event.ranking_id, None) is not None:
             self.answer_rate += max(ANSWER_RATE, 1.0 / self.rankings) * (1.0 - self.answer_rate)
         rewards = {document_id: weight * reward for document_id, reward in event.rewards}

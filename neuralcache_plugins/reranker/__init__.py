@@ -22,6 +22,7 @@ from neuralcache_plugins.contracts import (
     Receipt,
     Recorded,
     Rewards,
+    SatisfactionFell,
     StoredVector,
     TelemetryStore,
 )
@@ -52,7 +53,9 @@ class Reranker:
 
     ``encoder`` is anything with ``embed_documents`` and ``embed_query``; None is the local one (extra ``local``).
     ``store`` is a store, a URL or None for the default place. ``scorer`` is an optional expensive judge of (query,
-    texts), asked only about the contenders. Thread-safe; a context manager; one object serves many namespaces.
+    texts), asked only about the contenders. ``on_drift`` is called, in a thread of its own, when this process learns
+    that satisfaction fell in a namespace that it serves; a warning is logged too. Thread-safe; a context manager; one
+    object serves many namespaces.
     """
 
     def __init__(
@@ -64,6 +67,7 @@ class Reranker:
         settings: RerankSettings | None = None,
         store_settings: StoreSettings | None = None,
         scorer: PairScorer | None = None,
+        on_drift: Callable[[SatisfactionFell], object] | None = None,
         clock: Callable[[], float] = time.time,  # noqa: TID251  # the one place where the wall clock comes in
     ) -> None:
         self._settings = settings or from_environment(RerankSettings)
@@ -71,6 +75,7 @@ class Reranker:
         border.check_name("namespace", namespace)
         self._namespace = namespace
         self._clock = clock
+        self._on_drift = on_drift
         self._owns_store = store is None or isinstance(store, str)
         self._store = open_store(
             store,
@@ -83,6 +88,7 @@ class Reranker:
             settings=self._settings,
             snapshot_every=self._store_settings.snapshot_every,
             on_erased=lambda: self._recorder.forget_recent(),
+            on_fall=self._fell,
         )
         self._recorder = Recorder(
             self._store,
@@ -341,6 +347,49 @@ class Reranker:
             namespace=namespace,
         )
 
+    def judge(
+        self,
+        trace: str | Sequence[str],
+        value: float,
+        *,
+        source: str,
+        feedback_id: str | None = None,
+        namespace: str | None = None,
+        used: Mapping[str, float] | None = None,
+    ) -> list[str]:
+        """Say what an answer was worth, in [-1, 1], by an id that was recorded with its ranking. Returns feedback ids.
+
+        ``trace`` is a run, parent run, trace or span id, or several: the first that some ranking has counts. Rankings
+        whose own run or span it is are meant alone; else all below it, ``TRACED`` at most, the newest, and the value is
+        divided among them, since nothing tells which of an agent's retrievals made the answer. In each it goes to
+        documents by ``used`` (document id to share in [0, 1]), or to the first three by rank (``core.credit.shared``).
+        Repeating a ``feedback_id`` changes nothing. Raises as ``feedback`` does.
+        """
+        return self._feedback.judge(
+            [trace] if isinstance(trace, str) else list(trace),
+            value,
+            self._place(namespace),
+            source=source,
+            feedback_id=feedback_id,
+            used=used,
+            now=self._clock(),
+        )
+
+    async def ajudge(
+        self,
+        trace: str | Sequence[str],
+        value: float,
+        *,
+        source: str,
+        feedback_id: str | None = None,
+        namespace: str | None = None,
+        used: Mapping[str, float] | None = None,
+    ) -> list[str]:
+        """Do what ``judge`` does, beside the event loop."""
+        return await asyncio.to_thread(
+            self.judge, trace, value, source=source, feedback_id=feedback_id, namespace=namespace, used=used
+        )
+
     def forget(
         self,
         *,
@@ -352,7 +401,8 @@ class Reranker:
         """Erase for good, and unlearn: the state is folded anew without it. Returns what was removed.
 
         ``namespace`` alone erases all of it. ``document_ids``, ``session`` and ``older_than`` (an age in seconds or
-        as a ``timedelta``, or an aware ``datetime``) erase within ``namespace``, or this reranker's own.
+        as a ``timedelta``, or an aware ``datetime``) erase within ``namespace``, or this reranker's own. A session goes
+        with all of its parts (see ``ConversationMonitor.narrative``).
         """
         what = erasure(
             namespace=namespace,
@@ -449,6 +499,16 @@ class Reranker:
         if old is not None or self._memory.snapshots_due():
             # the recorder holds its turn while it calls, and both of these take a while
             threading.Thread(target=self._tidy, args=(old,), name="neuralcache-tidy", daemon=True).start()
+
+    def _fell(self, fall: SatisfactionFell) -> None:
+        logger.warning(
+            "satisfaction fell in namespace %r%s: the mean reward was at least %.2f and is %.2f by feedback %d",
+            fall.namespace, "" if fall.source is None else f" (source {fall.source})", fall.before, fall.after,
+            fall.feedback,
+        )
+        if self._on_drift is not None:
+            # the memory's lock is held here, and foreign code takes its time
+            threading.Thread(target=self._on_drift, args=(fall,), name="neuralcache-drift", daemon=True).start()
 
     def _tidy(self, old: Erasure | None) -> None:
         try:

@@ -6,12 +6,13 @@ that is over; then the ranking is looked for again.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from numbers import Real
 from typing import Any
 
 from neuralcache_plugins.contracts import Erasure, FeedbackGiven, Ranking, RankingServed, TelemetryStore
+from neuralcache_plugins.core.credit import shared
 from neuralcache_plugins.errors import ErasedMeanwhileError, InvalidInputError, StoreBusyError, UnknownRankingError
 from neuralcache_plugins.memory import Memory
 from neuralcache_plugins.reranker import border
@@ -19,6 +20,9 @@ from neuralcache_plugins.reranker.shown import RankingIds, ShownVectors
 from neuralcache_plugins.telemetry import Recorder
 
 ATTEMPTS = 3
+
+TRACED = 16
+"""A judgement about a trace concerns its newest rankings, so many at most."""
 
 
 class FeedbackStage:
@@ -79,6 +83,43 @@ class FeedbackStage:
             else:
                 return event.feedback_id
         raise StoreBusyError(f"{self._store.url}: others erased whenever feedback was to be stored; try again later")
+
+    def judge(
+        self,
+        traces: Any,
+        value: Any,
+        namespace: str,
+        *,
+        source: str,
+        feedback_id: str | None,
+        used: Mapping[str, float] | None,
+        now: float,
+    ) -> list[str]:
+        """Store what an answer was worth as feedback on the rankings of a trace; see ``Reranker.judge``."""
+        if isinstance(value, bool) or not isinstance(value, Real) or not -1.0 <= float(value) <= 1.0:
+            raise InvalidInputError(f"value must be a number in [-1, 1], got {value!r}")
+        if not traces or not all(isinstance(one, str) and one for one in traces):
+            raise InvalidInputError(f"trace must be one or more non-empty str, got {traces!r}")
+        rankings = self._traced(traces, namespace)
+        feedback_id = feedback_id or self._ids.new(now)
+        given = []
+        for ranking in rankings:
+            rewards = shared(ranking.document_ids, float(value) / len(rankings), used=used)
+            if rewards:
+                given.append(self.tell(
+                    ranking.ranking_id, None, namespace, explicit=True, helpful=(), unhelpful=(), rewards=rewards,
+                    source=source, feedback_id=f"{feedback_id}:{ranking.ranking_id}", now=now,
+                ))
+        return given
+
+    def _traced(self, traces: Sequence[str], namespace: str) -> list[RankingServed]:
+        self._recorder.flush()
+        for trace in traces:
+            found = self._store.traced_rankings(trace, namespace=namespace, limit=TRACED)
+            if found:
+                return [one for one in found if trace in (one.run_id, one.span_id)] or found
+        raise UnknownRankingError(f"no ranking of {' or '.join(map(repr, traces))} in namespace {namespace!r} of "
+                                  f"{self._store.url}")
 
     def _find(self, ranking: Any, query: Any, namespace: str, *, explicit: bool, epoch: int) -> RankingServed:
         if isinstance(ranking, Ranking):

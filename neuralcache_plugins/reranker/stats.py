@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
+from neuralcache_plugins.contracts import SatisfactionFell
 from neuralcache_plugins.core.trust import BURDEN, FEATURES
-from neuralcache_plugins.memory import Decision, LearnedState, Learner, Point
+from neuralcache_plugins.memory import Decision, LearnedState, Learner, Point, Watch
 from neuralcache_plugins.telemetry import RecorderStats
 
 BARS = "▁▂▃▄▅▆▇█"
@@ -98,13 +99,59 @@ class TrustStats:
 
 
 @dataclass(frozen=True, slots=True)
+class SatisfactionStats:
+    """How one stream of feedback stands: all of a namespace's, or of one kind of source.
+
+    Rewards are discounted by rank, see ``memory.satisfaction``. ``recent`` is their mean over the last twenty or so,
+    ``at_least`` what the mean was (95 % lower bound, all time since the last alarm), ``evidence`` in [0, 1] how far the
+    test is on its way to an alarm (1).
+    """
+
+    feedback: int
+    recent: float
+    at_least: float
+    evidence: float
+
+    @classmethod
+    def of(cls, watch: Watch) -> SatisfactionStats:
+        """Read the numbers off a watch."""
+        return cls(watch.count, watch.recent, watch.before, watch.evidence)
+
+    def words(self) -> str:
+        """Return it in words."""
+        usual = f"was at least {self.at_least:+.2f}" if self.at_least > -1.0 else "too little feedback to tell a fall"
+        return (f"mean reward {self.recent:+.2f} of late, {usual}; evidence of a fall {self.evidence:.0%} "
+                f"({_times(self.feedback, 'feedback')})")
+
+
+@dataclass(frozen=True, slots=True)
+class SourceStats:
+    """What one source of feedback counts: ``weight`` in all, and ``reliability`` of it by comparison.
+
+    ``agreed`` and ``disagreed`` are comparisons with explicit feedback on the same rankings.
+    """
+
+    weight: float
+    reliability: float
+    agreed: float
+    disagreed: float
+
+    def words(self) -> str:
+        """Return it in words."""
+        return (f"counts {self.weight:.2f} (reliability {self.reliability:.2f}: explicit feedback agreed "
+                f"{self.agreed:.0f} times, disagreed {self.disagreed:.0f})")
+
+
+@dataclass(frozen=True, slots=True)
 class NamespaceStats:
     """What one namespace has learned; times in seconds since the epoch, UTC. ``str()`` says it in words.
 
     ``gain`` is the mean gain in reciprocal rank of the served over the retriever's order, among the documents shown,
     with its 95 % interval (None below 20 feedbacks). ``guard``, ``trust`` and ``weights`` are by encoder, since
     nothing learned with one encoder's vectors holds for another's; the last two are shorthands for what is in
-    ``guard``. With ``learning`` False the order stays cold, whatever the evidence.
+    ``guard``. With ``learning`` False the order stays cold, whatever the evidence. ``satisfaction`` is by kind of
+    source, "" for all; ``falls`` counts the alarms, ``last_fall`` is the last one. ``sources`` are those that explicit
+    feedback could be compared with.
     """
 
     namespace: str
@@ -121,6 +168,10 @@ class NamespaceStats:
     weights: Mapping[str, Mapping[str, float]]
     guard: Mapping[str, TrustStats]
     learning: bool = True
+    satisfaction: Mapping[str, SatisfactionStats] = field(default_factory=dict)
+    falls: int = 0
+    last_fall: SatisfactionFell | None = None
+    sources: Mapping[str, SourceStats] = field(default_factory=dict)
 
     @classmethod
     def of(cls, namespace: str, state: LearnedState) -> NamespaceStats:
@@ -142,6 +193,13 @@ class NamespaceStats:
             weights={encoder: one.weights for encoder, one in guard.items()},
             guard=guard,
             learning=state.settings.learning,
+            satisfaction={name: SatisfactionStats.of(one) for name, one in state.satisfaction.watches.items()},
+            falls=state.satisfaction.falls,
+            last_fall=state.satisfaction.last,
+            sources={
+                name: SourceStats(state.sources.weight(name), state.sources.reliability(name), *counts)
+                for name, counts in state.sources.compared.items()
+            },
         )
 
     def facts(self) -> list[tuple[str, str]]:
@@ -152,7 +210,22 @@ class NamespaceStats:
             ("known", f"{self.documents} documents, {self.remembered_questions} questions, {self.sessions} sessions"),
             ("gain over the retriever", self._gain()),
         ]
+        facts += self._satisfied()
+        facts += [(f"source {name}", one.words()) for name, one in sorted(self.sources.items())]
         return facts if self.learning else [*facts, ("learning", "switched off by its setting")]
+
+    def _satisfied(self) -> list[tuple[str, str]]:
+        """Return how satisfied people are: all sources together, and each kind where there are several."""
+        kinds = sorted(name for name in self.satisfaction if name)
+        shown = [name for name in ("", *kinds) if name in self.satisfaction and (not name or len(kinds) > 1)]
+        facts = [(f"satisfaction, {name}" if name else "satisfaction", self.satisfaction[name].words())
+                 for name in shown]
+        if self.last_fall is None:
+            return facts
+        last = self.last_fall
+        of = "" if last.source is None else f" by source {last.source}"
+        return [*facts, ("satisfaction fell", f"{_times(self.falls, 'time')}, last at {moment(last.at)}{of}: from at "
+                                              f"least {last.before:+.2f} to {last.after:+.2f}")]
 
     def __str__(self) -> str:
         lines = [f"namespace {self.namespace!r}", *(f"  {name}: {words}" for name, words in self.facts())]
