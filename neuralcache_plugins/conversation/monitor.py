@@ -235,10 +235,10 @@ class ConversationMonitor:
     def _give(self, ranking: Ranking, rewards: Mapping[str, float], hit: Hit) -> None:
         if self._feedback is None:
             return
+        named: dict[str | int, float] = dict(rewards.items())
+        known_as = f"{SOURCE}{ranking.ranking_id}"
         try:
-            given = self._feedback(
-                ranking, rewards=dict[str | int, float](rewards), source=hit.source, feedback_id=f"{SOURCE}{ranking.ranking_id}"
-            )
+            given = self._feedback(ranking, rewards=named, source=hit.source, feedback_id=known_as)
         except NeuralCacheError as error:
             self.failures += 1
             if self.failures == 1:
@@ -247,7 +247,7 @@ class ConversationMonitor:
         if isinstance(given, Awaitable):
             raise InvalidInputError("feedback must be a plain function, such as Reranker.feedback, got a coroutine's")
 
-    def _session(self, session: str) -> _Session:
+    def _session(self, session: Any) -> _Session:
         """Return the session, made when it is new or has expired; the stalest goes for it."""
         if not isinstance(session, str) or not session:
             raise InvalidInputError(f"session must be a non-empty str, got {session!r}")

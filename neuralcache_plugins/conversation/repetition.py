@@ -16,7 +16,7 @@ SHORTEST_STEM = 4
 _ENDINGS = ("ing", "ed", "es", "en", "s", "e", "n")
 
 _WORDS = re.compile(r"\w+")
-_STOP = frozenset(
+_STOP = frozenset(_WORDS.findall(
     """a an the i me my we our you your he she it its they this that these those to of in on at for from by with as and
     or but so is are was were be been am do does did have has had can could will would should may might shall please
     much many there here about into then than just also really still again hi hello want need like know tell say ask
@@ -24,12 +24,12 @@ _STOP = frozenset(
     er es ihr und oder aber in im an am auf zu zum zur von vom mit bei fur aus als ist sind war bin hat habe haben kann
     konnen soll will denn bitte noch nochmal doch auch man mochte will wissen
     el la los las lo un una unos unas yo me mi mis nos tu su sus se te y o pero de del en a al con por para es son esta
-    estoy fue ha he hay puedo puede quiero saber favor""".split()
-)
-_QUESTIONING = frozenset(
+    estoy fue ha he hay puedo puede quiero saber favor"""
+))
+_QUESTIONING = frozenset(_WORDS.findall(
     """how what where when which who whom whose why wie was wo wann welche welcher wer warum wieso como que donde
-    cuando cual quien cuanto cuanta""".split()
-)
+    cuando cual quien cuanto cuanta"""
+))
 
 
 class Asked(NamedTuple):

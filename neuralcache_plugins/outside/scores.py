@@ -44,9 +44,10 @@ class _Score(NamedTuple):
 def from_langsmith(records: Any, judge: Judge, *, scale: tuple[float, float] = (0.0, 1.0)) -> Taken:
     """Hand on feedback of LangSmith, as ``Client.list_feedback`` yields it.
 
-    Read are ``run_id``, ``trace_id``, ``key``, ``score`` (or a label in ``value``) and ``id``. One record or many, objects or dicts. ``scale`` are the worst and the best score. The source is
-    ``langsmith:<key>``, and a record counts once, however often it is handed in. ``InvalidInputError`` for a record
-    without an id of a run and for a score beyond the scale.
+    Read are ``run_id``, ``trace_id``, ``key``, ``score`` (or a label in ``value``) and ``id``, of one record or many,
+    objects or dicts. ``scale`` are the worst and the best score. The source is ``langsmith:<key>``, and a record counts
+    once, however often it is handed in. ``InvalidInputError`` for a record without an id of a run and for a score
+    beyond the scale.
     """
     return _hand_on([_read(record, "langsmith", ids=("run_id", "trace_id"), name="key", scores=("score",),
                            labels=("value",), scale=scale) for record in _records(records)], judge)
