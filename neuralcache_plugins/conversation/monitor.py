@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import inspect
 import logging
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 from neuralcache_plugins.contracts import Encoder, Ranking, Vector, session_part
 from neuralcache_plugins.conversation.analysis import Analysis, Turn
+from neuralcache_plugins.conversation.answers import Answered, answer_from
 from neuralcache_plugins.conversation.catalogue import LANGUAGES, Catalogue, MarkerFile, catalogue
 from neuralcache_plugins.conversation.detecting import SOURCE, STRONG, Detector, Hit, score
 from neuralcache_plugins.conversation.folding import WINDOW
@@ -31,10 +33,10 @@ QUESTIONS = 3
 
 
 class Feedback(Protocol):
-    """What takes the feedback, such as ``Reranker.feedback``."""
+    """What takes the feedback, such as ``Reranker.feedback`` or that of an adapter."""
 
-    def __call__(self, ranking: Ranking, /, *, rewards: Mapping[str | int, float], source: str,
-                 feedback_id: str) -> object:
+    def __call__(self, ranking: Any = None, *, query: str | None = None, rewards: Mapping[str | int, float],
+                 source: str, feedback_id: str | None) -> object:
         """Say what the documents of a ranking were worth; the same id twice counts once."""
 
 
@@ -54,10 +56,7 @@ class Observation:
     feedback: Mapping[str, float] | None = None
 
 
-@dataclass(slots=True)
-class _Answered:
-    ranking: Ranking
-    used: Mapping[str, float] | None
+_Told: TypeAlias = tuple[Answered, Mapping[str, float], Hit]
 
 
 @dataclass(slots=True)
@@ -66,7 +65,7 @@ class _Session:
 
     seen_at: float
     questions: deque[Asked] = field(default_factory=lambda: deque(maxlen=QUESTIONS))
-    answered: _Answered | None = None
+    answered: Answered | None = None
     last: tuple[bytes, Observation] | None = None
     opening: tuple[float, Hit] | None = None
     part: int = 1
@@ -105,6 +104,8 @@ class ConversationMonitor:
             raise InvalidInputError(
                 f"max_sessions must be at least 1 and expiry_seconds positive, got {max_sessions} and {expiry_seconds}"
             )
+        if inspect.iscoroutinefunction(feedback):
+            raise InvalidInputError("feedback must be a plain function, such as Reranker.feedback, got a coroutine's")
         self._feedback = feedback
         self.catalogue = markers if isinstance(markers, Catalogue) else catalogue(markers, languages=languages)
         self._detector = Detector(self.catalogue)
@@ -148,21 +149,30 @@ class ConversationMonitor:
         """Do what ``observe`` does, beside the event loop."""
         return await asyncio.to_thread(self.observe, session, messages)
 
-    def answered(self, session: str, ranking: Ranking, *, used: Mapping[str, float] | None = None) -> None:
-        """Say which ranking is behind the answer to the message observed last.
+    def answered(
+        self,
+        session: str,
+        ranking: Ranking | str | None = None,
+        *,
+        query: str | None = None,
+        documents: Iterable[Any] | None = None,
+        used: Mapping[str, float] | None = None,
+    ) -> None:
+        """Say what the answer to the message observed last was made from.
 
-        ``used`` tells in [0, 1] how far each document went into the answer (such as ``Attribution.probabilities``);
-        without it the first three share the credit, the higher the more.
+        That is a ``Ranking``; or its id, or the ``query`` whose latest ranking it was, with the ``documents`` that it
+        showed, in order: ids, LangChain documents, LlamaIndex nodes. ``used`` tells in [0, 1] how far each document
+        went into the answer (such as ``Attribution.probabilities``); without it the first three share the credit, the
+        higher the more. ``InvalidInputError`` for anything else.
         """
-        if not isinstance(ranking, Ranking):
-            raise InvalidInputError(f"answered needs a Ranking, got {type(ranking).__name__}")
+        behind = answer_from(ranking, query, documents, used)
         told = None
         with self._lock:
             known = self._session(session)
-            known.answered = _Answered(ranking, used)
+            known.answered = behind
             known.last = None  # the same words once more are said anew
             if known.opening is not None:
-                told = self._credit(known.answered, *known.opening)
+                told = self._credit(behind, *known.opening)
                 known.opening = None
         if told is not None:
             self._give(*told)
@@ -207,7 +217,7 @@ class ConversationMonitor:
 
     def _judge(
         self, session: str, known: _Session, newest: _Newest, now: Asked
-    ) -> tuple[Observation, tuple[Ranking, Mapping[str, float], Hit] | None]:
+    ) -> tuple[Observation, _Told | None]:
         hits = self._detector.hits(newest.text, now=now, before=known.questions, was_asked=newest.was_asked)
         behind, known.answered = known.answered, None
         first = not known.questions and behind is None  # nothing was answered, so nothing is judged
@@ -224,28 +234,24 @@ class ConversationMonitor:
         )
         return observation, told
 
-    def _credit(
-        self, behind: _Answered, value: float, hit: Hit
-    ) -> tuple[Ranking, Mapping[str, float], Hit] | None:
-        if self._feedback is None or abs(value) < STRONG or not behind.ranking.ids:
+    def _credit(self, behind: Answered, value: float, hit: Hit) -> _Told | None:
+        if self._feedback is None or abs(value) < STRONG:
             return None
-        rewards = shared(behind.ranking.ids, value, used=behind.used)
-        return (behind.ranking, rewards, hit) if rewards else None
+        rewards = shared(behind.ids, value, used=behind.used)
+        return (behind, rewards, hit) if rewards else None
 
-    def _give(self, ranking: Ranking, rewards: Mapping[str, float], hit: Hit) -> None:
+    def _give(self, behind: Answered, rewards: Mapping[str, float], hit: Hit) -> None:
         if self._feedback is None:
             return
         named: dict[str | int, float] = dict(rewards.items())
-        known_as = f"{SOURCE}{ranking.ranking_id}"
         try:
-            given = self._feedback(ranking, rewards=named, source=hit.source, feedback_id=known_as)
+            self._feedback(
+                behind.ranking, query=behind.query, rewards=named, source=hit.source, feedback_id=behind.feedback_id
+            )
         except NeuralCacheError as error:
             self.failures += 1
             if self.failures == 1:
                 logger.warning("feedback of markers could not be given (logged once): %s", error)
-            return
-        if isinstance(given, Awaitable):
-            raise InvalidInputError("feedback must be a plain function, such as Reranker.feedback, got a coroutine's")
 
     def _session(self, session: Any) -> _Session:
         """Return the session, made when it is new or has expired; the stalest goes for it."""
