@@ -18,7 +18,7 @@ from neuralcache_plugins.contracts import Encoder, Ranking, Vector, session_part
 from neuralcache_plugins.conversation.analysis import Analysis, Turn
 from neuralcache_plugins.conversation.answers import Answered, answer_from
 from neuralcache_plugins.conversation.catalogue import LANGUAGES, Catalogue, MarkerFile, catalogue
-from neuralcache_plugins.conversation.detecting import SOURCE, STRONG, Detector, Hit, score
+from neuralcache_plugins.conversation.detecting import STRONG, Detector, Hit, score
 from neuralcache_plugins.conversation.folding import WINDOW
 from neuralcache_plugins.conversation.messages import ASSISTANT, USER, Said, read
 from neuralcache_plugins.conversation.repetition import Asked, asked

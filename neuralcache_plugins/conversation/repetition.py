@@ -70,8 +70,8 @@ def _stem(word: str) -> str:
 def _same(now: Asked, before: Asked, *, lexical: float, vector: float) -> bool:
     if now.words and now.words == before.words:
         return len(now.telling) >= 1
-    if now.asking and before.asking and not now.asking & before.asking:
-        return False
+    if not (now.asking <= before.asking or now.asking >= before.asking):
+        return False  # subsets, since "was" asks in German and does not in English
     fewer, more = sorted((now.telling, before.telling), key=len)
     if len(fewer) < FEWEST:
         return False
