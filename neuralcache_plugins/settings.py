@@ -6,18 +6,33 @@ an argument beats the environment. A changed copy that is checked: ``RerankSetti
 
 from __future__ import annotations
 
+import json
 import os
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Literal, TypeAlias, TypeVar
 
 from platformdirs import user_data_path
-from pydantic import Field, SecretStr, ValidationError
-from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, EnvSettingsSource, NoDecode, SettingsConfigDict
 
 from neuralcache_plugins.errors import InvalidInputError
 
 Settings = TypeVar("Settings", bound=BaseSettings)
+
+
+def _table(given: object) -> object:
+    """Return a table from its JSON, as it stands in a variable; anything else as it is."""
+    if not isinstance(given, str):
+        return given
+    try:
+        return json.loads(given)
+    except ValueError as error:
+        raise ValueError(f'a table is written as JSON, {{"marker": 0.5}}: {error}') from error
+
+
+# not decoded by pydantic-settings, which would mix the table of the environment into one that is an argument
+Weights: TypeAlias = Annotated[dict[str, Annotated[float, Field(ge=0, le=1)]], NoDecode, BeforeValidator(_table)]
 
 
 def _config(prefix: str) -> SettingsConfigDict:
@@ -62,7 +77,7 @@ class RerankSettings(BaseSettings):
     encoder_timeout_seconds: float | None = Field(
         None, gt=0, description="async encoders that take longer count as failed"
     )
-    source_weights: dict[str, Annotated[float, Field(ge=0, le=1)]] = Field(
+    source_weights: Weights = Field(
         {},
         description='what feedback of a source counts, by its name or what stands before a colon: {"marker": 0.5}; '
         "others count 1; 0: learn nothing from it",

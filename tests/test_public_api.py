@@ -36,7 +36,9 @@ def test_a_public_name_resolves_to_its_home(name: str) -> None:
     assert getattr(neuralcache_plugins, name) is getattr(home, name)
 
 
-@pytest.mark.parametrize("module", ["langchain", "llamaindex", "semantic_cache", "stores", "testing"])
+@pytest.mark.parametrize(
+    "module", ["conversation", "langchain", "llamaindex", "outside", "semantic_cache", "stores", "testing"]
+)
 def test_the_public_names_of_a_subpackage_resolve(module: str) -> None:
     found = import_module(f"neuralcache_plugins.{module}")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import sqlite3
 import threading
@@ -234,6 +235,13 @@ def questions_remembered_of_one_document(settings: RerankSettings) -> int:
         return reranker.stats().namespace.remembered_questions
 
 
+def questions_remembered_of_a_critic(settings: RerankSettings) -> int:
+    with opened(settings) as reranker:
+        ranking = reranker.rerank(QUESTION, TEXTS, ids=IDS)
+        reranker.feedback(ranking, helpful=["hours"], source="critic:strict")
+        return reranker.stats().namespace.remembered_questions
+
+
 def documents_remembered(settings: RerankSettings) -> int:
     with opened(settings) as reranker:
         teach(reranker, "hours")
@@ -449,6 +457,8 @@ RERANK = {
     "max_questions": Effect(questions_remembered_in_all, 6, 4, 4, 1.5, "should be a valid integer"),
     "namespaces_in_memory": Effect(readings_of_the_log_for_two_namespaces_in_turn, 2, 1, 4, 0, LEAST_1),
     "max_sessions": Effect(sessions_remembered, 4, 2, 2, 0, LEAST_1),
+    "source_weights": Effect(
+        questions_remembered_of_a_critic, 1, {"critic": 0.0, "other": 1.0}, 0, {"critic": 1.5}, MOST_1),
     "diversity": Effect(order_of_near_copies, (0, 1), 0.7, (0, 3), -1.0, LEAST_0),
     "exploration": Effect(whether_any_rank_was_left_to_chance, False, 0.5, True, 2.0, MOST_1),
     "scorer_budget": Effect(texts_that_reach_the_scorer, 50, 7, 7, 0, LEAST_1),
@@ -521,7 +531,7 @@ def test_a_variable_sets_it_and_an_argument_beats_the_variable(
 ) -> None:
     default, value = plain(kind(), name), value_of(effect, tmp_path)
 
-    monkeypatch.setenv(variable(kind, name), str(value))
+    monkeypatch.setenv(variable(kind, name), written(value))
 
     assert (plain(kind(), name), default) == (value, kind.model_fields[name].default)
     assert plain(kind(**{name: default}), name) == default
@@ -540,11 +550,11 @@ def test_an_empty_variable_counts_as_none(
 def test_a_value_that_cannot_be_used_is_refused_in_words(
     kind: Kind, name: str, effect: Effect, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(ValidationError, match=rf"for {kind.__name__}\n{name}\n  .*{effect.why}"):
+    with pytest.raises(ValidationError, match=rf"for {kind.__name__}\n{name}(\.\w+)?\n  .*{effect.why}"):
         kind(**{name: effect.bad})
     if name != "url":  # any text may be one; the store says what it expects
-        monkeypatch.setenv(variable(kind, name), str(effect.bad))
-        with pytest.raises(ValidationError, match=rf"for {kind.__name__}\n{name}\n  "):
+        monkeypatch.setenv(variable(kind, name), written(effect.bad))
+        with pytest.raises(ValidationError, match=rf"for {kind.__name__}\n{name}(\.\w+)?\n  "):
             kind()
 
 
@@ -583,6 +593,13 @@ def test_a_reranker_names_the_variable_that_it_cannot_use(monkeypatch: pytest.Mo
         opened()
 
 
+def test_a_variable_that_is_no_json_is_named_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NEURALCACHE_RERANK_SOURCE_WEIGHTS", "marker: 0.5")
+
+    with pytest.raises(ValueError, match=r"SOURCE_WEIGHTS: .*a table is written as JSON"):
+        opened()
+
+
 def test_the_secrets_of_a_url_are_not_shown() -> None:
     settings = StoreSettings(url="other://me:hunter2@host/db")
 
@@ -592,6 +609,11 @@ def test_the_secrets_of_a_url_are_not_shown() -> None:
 
 def variable(kind: Kind, name: str) -> str:
     return f"{kind.model_config['env_prefix']}{name.upper()}"
+
+
+def written(value: Any) -> str:
+    """Return a value as people write it into a variable: tables as JSON."""
+    return json.dumps(value) if isinstance(value, dict) else str(value)
 
 
 def value_of(effect: Effect, folder: Path) -> Any:

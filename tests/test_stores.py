@@ -33,6 +33,7 @@ from neuralcache_plugins.contracts import (
     Removal,
     Snapshot,
     StoredVector,
+    session_parts,
 )
 from neuralcache_plugins.errors import (
     InvalidInputError,
@@ -44,6 +45,7 @@ from neuralcache_plugins.errors import (
     StoreFullError,
 )
 from neuralcache_plugins.stores import codec, mask, sqlite_answers, sqlite_connections
+from neuralcache_plugins.stores import sqlite as sqlite_store
 from neuralcache_plugins.stores.memory import MemoryStore
 from neuralcache_plugins.stores.sqlite import SqliteStore, quarantine
 from neuralcache_plugins.stores.sqlite_connections import translate
@@ -474,6 +476,26 @@ def test_people_ask_the_cache_with_sql(path):
         ("hit-1", "semantic", 0.75, 2.0, 3.0)]
     assert sql(path, "SELECT reason, missed_at FROM cache_misses") == [("expired", "2027-01-15T08:00:00.000Z")]
     assert sql(path, "SELECT source, correct, hit_id FROM cache_judgements") == [("audit", 0, "hit-1")]
+
+
+def test_a_file_without_indexes_of_traces_gets_them(path):
+    with closing(SqliteStore(path, migrations=MIGRATIONS[:3])) as store:
+        store.append([make_ranking(trace_id="t")])
+    with closing(SqliteStore(path)) as store:
+        assert [one.ranking_id for one in store.traced_rankings("t", namespace="default")] == ["ranking-1"]
+        assert store.health()["schema"] == 4
+
+
+def test_rankings_of_a_trace_and_of_a_session_are_found_without_reading_the_log(path):
+    with closing(SqliteStore(path)) as store:
+        store.append([make_ranking(trace_id="t")])
+    plans = [
+        sql(path, f"EXPLAIN QUERY PLAN {sqlite_store._TRACED}", *("t",) * 4, "default", 9),
+        sql(path, "EXPLAIN QUERY PLAN SELECT 1 FROM events r "
+                  "WHERE (r.session = ? OR (r.session > ? AND r.session < ?))", "s", *session_parts("s")),
+    ]
+
+    assert [step for plan in plans for *_, step in plan if step.startswith("SCAN")] == []
 
 
 def test_an_empty_file_is_a_store_to_be(path):

@@ -60,6 +60,8 @@ from neuralcache_plugins.contracts import (
     StoreHealth,
     TelemetryStore,
     Vector,
+    in_session,
+    session_part,
 )
 from neuralcache_plugins.errors import ErasedMeanwhileError, InvalidInputError, StoreClosedError, StoreError
 from neuralcache_plugins.testing.answers import (
@@ -554,6 +556,22 @@ class StoreConformance:
         assert found.ranking_id == "r2"
         assert store.latest_ranking("q", namespace="z") is None
 
+    @pytest.mark.parametrize("name", ["run_id", "parent_run_id", "trace_id", "span_id"])
+    def test_finds_the_rankings_of_a_trace(self, store: TelemetryStore, name: str) -> None:
+        """By each of the four ids, newest first by position, within the namespace and the limit."""
+        traced: dict[str, Any] = {name: "t1"}
+        store.append([make_ranking("r1", at=9.0, **traced), make_ranking("r2", at=5.0, **traced),
+                      make_ranking("r3", **{name: "t2"}), make_ranking("r4", namespace="y", **traced),
+                      make_feedback(make_ranking("r5"), feedback_id="f5")])
+
+        found = store.traced_rankings("t1", namespace="default")
+        assert [one.ranking_id for one in found] == ["r2", "r1"]
+        assert_same_event(make_ranking("r2", at=5.0, **traced), found[0])
+        assert [one.ranking_id for one in store.traced_rankings("t1", namespace="default", limit=1)] == ["r2"]
+        assert store.traced_rankings("nobody", namespace="default") == []
+        store.erase(Erasure(namespace="default"))
+        assert store.traced_rankings("t1", namespace="default") == []
+
     def test_the_sign_after_an_append_stays(self, store: TelemetryStore) -> None:
         """The sign equals ``Appended.sign`` until somebody writes, and reading does not change it."""
         signs = {store.sign()}
@@ -741,6 +759,17 @@ class StoreConformance:
         assert (receipt.rankings, receipt.feedback, receipt.vectors) == (2, 2, 0)
         assert _ids(read_all(store)) == ["r2", "f2"]
 
+    def test_erases_a_session_with_its_parts(self, store: TelemetryStore) -> None:
+        """A conversation that turned to something else goes as a whole, and one that is named alike stays."""
+        names = ["s", session_part("s", 2), session_part("s", 13), "s2", "s#2", "t", "r", None, session_part("ss", 2)]
+        store.append([make_feedback(make_ranking(f"r{number}", session=name), feedback_id=f"f{number}")
+                      for number, name in enumerate(names)])
+        receipt = store.erase(Erasure(session="s"))
+
+        assert (receipt.rankings, receipt.feedback) == (3, 3)
+        assert _ids(read_all(store)) == [f"{kind}{number}" for number in range(3, 9) for kind in "rf"]
+        assert store.erase(Erasure(session=session_part("ss", 2))).rankings == 1
+
     def test_erases_by_age(self, store: TelemetryStore) -> None:
         """What is older goes; feedback goes with its ranking; what is exactly as old stays."""
         _fill_for_erasure(store)
@@ -890,7 +919,7 @@ def _fill_for_erasure(store: TelemetryStore) -> None:
 def _random_feedback(rng: random.Random, number: int) -> FeedbackGiven:
     documents = rng.sample("abcdef", rng.randint(1, 4))
     ranking = make_ranking(f"r{number}", namespace=rng.choice("xy"), at=rng.uniform(0, 100), documents=documents,
-                           session=rng.choice(["s1", "s2", None]))
+                           session=rng.choice(["s1", "s2", session_part("s1", 2), None]))
     rewarded = rng.sample(documents, rng.randint(1, len(documents)))
     return make_feedback(ranking, feedback_id=f"f{number}", at=ranking.at + rng.uniform(-5, 50),
                          rewards=tuple((name, 1.0) for name in rewarded))
@@ -911,6 +940,6 @@ def _should_be_gone(what: Erasure, event: Event) -> bool:
     ranking = event if isinstance(event, RankingServed) else event.ranking
     named = [name for name, _ in event.rewards] if isinstance(event, FeedbackGiven) else event.document_ids
     return (what.namespace in (None, event.namespace)
-            and what.session in (None, ranking.session)
+            and (what.session is None or in_session(ranking.session, what.session))
             and (what.older_than is None or min(event.at, ranking.at) < what.older_than)
             and (what.document_ids is None or not set(what.document_ids).isdisjoint(named)))
