@@ -561,7 +561,7 @@ class StoreConformance:
         """By each of the four ids, newest first by position, within the namespace and the limit."""
         traced: dict[str, Any] = {name: "t1"}
         store.append([make_ranking("r1", at=9.0, **traced), make_ranking("r2", at=5.0, **traced),
-                      make_ranking("r3", **{name: "t2"}), make_ranking("r4", namespace="y", **traced),
+                      make_ranking("r3", **traced | {name: "t2"}), make_ranking("r4", namespace="y", **traced),
                       make_feedback(make_ranking("r5"), feedback_id="f5")])
 
         found = store.traced_rankings("t1", namespace="default")
