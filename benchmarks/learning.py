@@ -71,14 +71,14 @@ class Player:
             propensities=chosen.propensities, candidates=len(case.ids), session=session,
         ))
         self.rows[served.ranking_id] = case.rows[picked]
-        self._fold(served)
+        self.fold(served)
         return served
 
     def tell(self, served: RankingServed, helpful: Sequence[str]) -> None:
         """Reward the documents named."""
         rows = self.rows.pop(served.ranking_id)
         mean = np.sum([rows[served.document_ids.index(name)] for name in helpful], axis=0)
-        self._fold(storable_feedback(FeedbackGiven(
+        self.fold(storable_feedback(FeedbackGiven(
             feedback_id=f"f{served.ranking_id}", ranking_id=served.ranking_id, namespace="default", at=served.at + 0.5,
             source="user", rewards=tuple((name, 1.0) for name in helpful), ranking=served,
             document_vector=(mean / np.linalg.norm(mean)).astype(np.float32),
@@ -97,7 +97,8 @@ class Player:
             now=1e9 + self.state.rankings, settings=self.settings,
         )
 
-    def _fold(self, event: RankingServed | FeedbackGiven) -> None:
+    def fold(self, event: RankingServed | FeedbackGiven) -> None:
+        """Let the fold see an event."""
         self.state.fold(Recorded(self.state.position + 1, event))
 
 

@@ -14,6 +14,7 @@ repairs, so what is printed for it now is no longer held out.
 turn after the first; those who do thank, correct or ask again, as far as a marker found them, were read by hand and are
 in ``GENUINE``), questions of banking77 and squad as second turns, and nlupp-banking, whose own labels tell who
 thanks, who asks for a person, and who does nothing of the kind. False markers found there led to repairs as well.
+It also learns from markers alone, on a stream of banking77 (about five minutes).
 ``--errors`` shows the turns of the design half that are judged wrongly.
 """
 
@@ -27,10 +28,18 @@ import time
 from collections import Counter, defaultdict
 from pathlib import Path
 
+import numpy as np
+from learning import Player, cold_order
+from learning_sets import Banking, banking
+
+from neuralcache_plugins.contracts import FeedbackGiven
 from neuralcache_plugins.conversation import ConversationMonitor
 from neuralcache_plugins.conversation.detecting import STRONG
+from neuralcache_plugins.core.credit import shared
+from neuralcache_plugins.telemetry import storable_feedback
 
 TURNS = Path(__file__).with_name("markers_turns.jsonl")
+STREAM, SEEDS = 3_000, 3
 GENUINE = {
     "mtrag-clapnq": (
         "No, I meant photos in the air.", "no, I meant which TV series was the best in history?",
@@ -59,6 +68,7 @@ def main() -> None:
     labelled(monitor, errors=chosen.errors)
     if chosen.data:
         unlabelled(monitor, chosen.data)
+        learning(chosen.data)
     bounded(monitor)
 
 
@@ -130,6 +140,42 @@ def report(name: str, turns: list) -> None:
     wrong = [turn for turn in turns if abs(turn.score) >= STRONG]
     names = ", ".join(f"{marker} {count}" for marker, count in Counter(turn.decided_by for turn in wrong).most_common())
     print(f"{name:40}{len(turns):7}{len(wrong):6} ({len(wrong) / len(turns):.2%})  {names}")
+
+
+def learning(data: Path) -> None:
+    """Learn from markers alone, with the local encoder: people say something after every other question."""
+    stream = banking(data, "local")
+    print(f"\nbanking77, {STREAM:,} questions, right article first over the last 1,000; median of {SEEDS} seeds")
+    for name, played in (
+        ("the answer is made from the first document", "first"),
+        ("from the right one if shown, nobody tells which", "any"),
+        ("from the right one if shown, and `used` tells", "used"),
+        ("people say thanks and correct at random", "random"),
+    ):
+        figures = [play(stream, played, seed) for seed in range(SEEDS)]
+        cold, learned = (statistics.median(figure[part] for figure in figures) for part in (0, 1))
+        least = min(learned - cold for cold, learned in figures)
+        print(f"{name:50} cold {cold:.3f}  learned {learned:.3f}  (least gain {least:+.3f})")
+
+
+def play(stream: Banking, played: str, seed: int) -> tuple[float, float]:
+    rng, player = np.random.default_rng(seed), Player()
+    first, cold = [], []
+    for index in rng.permutation(len(stream.cases))[:STREAM]:
+        case, right = stream.cases[index], stream.ids[int(stream.right[index])]
+        served = player.ask(case, shown=5)
+        first.append(served.document_ids[0] == right)
+        cold.append(stream.ids[cold_order(case)[0]] == right)
+        if rng.random() < 0.5:
+            continue
+        pleased = {"first": first[-1], "random": rng.random() < 0.6}.get(played, right in served.document_ids)
+        used = {right: 1.0} if played == "used" and pleased else None
+        rewards = shared(served.document_ids, 0.7 if pleased else -0.9, used=used)
+        player.fold(storable_feedback(FeedbackGiven(
+            feedback_id=f"f{served.ranking_id}", ranking_id=served.ranking_id, namespace="default", at=served.at + 0.5,
+            source="marker:gratitude" if pleased else "marker:negation", rewards=tuple(rewards.items()), ranking=served,
+        ), served))
+    return statistics.mean(cold[-1000:]), statistics.mean(first[-1000:])
 
 
 def bounded(monitor: ConversationMonitor) -> None:

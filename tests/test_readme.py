@@ -90,8 +90,8 @@ def test_every_python_block_runs_and_prints(ran: Ran) -> None:
 
 def test_both_adapters_print_scores_that_fall_and_the_document_that_helps(ran: Ran) -> None:
     for adapter in ("langchain import NeuralCacheCompressor", "llamaindex import NeuralCachePostprocessor"):
-        (printed,) = (text for block, text in zip(PYTHON, ran.printed, strict=True)
-                      if f"from neuralcache_plugins.{adapter}" in block)
+        printed = next(text for block, text in zip(PYTHON, ran.printed, strict=True)
+                       if f"from neuralcache_plugins.{adapter}" in block)
         scores, documents = zip(*(line.split() for line in printed.splitlines()), strict=True)
         assert sorted(map(float, scores), reverse=True) == list(map(float, scores))
         assert "reset" in documents

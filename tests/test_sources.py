@@ -127,6 +127,7 @@ def test_a_weight_scales_credit_and_evidence():
 
     assert np.array(half.documents.credit) == pytest.approx(0.5 * np.array(full.documents.credit))
     assert 0 < half.learners["e"].trust.value < full.learners["e"].trust.value
+    assert half.learners["e"].trust.over_cold.max() < 0.7 * full.learners["e"].trust.over_cold.max()
     assert np.abs(half.learners["e"].slopes.of([0])).sum() < np.abs(full.learners["e"].slopes.of([0])).sum()
 
 

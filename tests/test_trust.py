@@ -152,3 +152,18 @@ def test_what_is_far_keeps_its_own_weights():
 
     assert trust.weights[0].tolist() == START[0].tolist()
     assert trust.weights_at(NEAR).tolist() == trust.weights[-1].tolist() != START[-1].tolist()
+
+
+@pytest.mark.parametrize("weight", [0.5, 0.1])
+def test_feedback_that_counts_less_is_less_evidence_and_less_of_a_lesson(weight):
+    cold = log_softmax(np.array([2.0, 1.0, 0.5, 0.2, 0.1]))
+    full, less = Trust(), Trust()
+    for trust, counts in ((full, 1.0), (less, weight)):
+        trust.squares[:] = 1e6  # so that steps are as long as gradients, without a memory of their own
+        trust.test_and_learn(features(cold, 3), np.eye(SHOWN)[3], nearness=NEAR, weight=counts)
+
+    for name in ("over_cold", "over_avoidance", "sharpness_evidence"):
+        np.testing.assert_allclose(getattr(less, name), weight * getattr(full, name), err_msg=name)
+    np.testing.assert_allclose(less.weights - START, weight * (full.weights - START), rtol=1e-3, atol=1e-12)
+    assert full.over_cold.max() > 0
+    assert np.abs(full.weights - START).max() > 0

@@ -162,8 +162,8 @@ class ConversationMonitor:
 
         That is a ``Ranking``; or its id, or the ``query`` whose latest ranking it was, with the ``documents`` that it
         showed, in order: ids, LangChain documents, LlamaIndex nodes. ``used`` tells in [0, 1] how far each document
-        went into the answer (such as ``Attribution.probabilities``); without it the first three share the credit, the
-        higher the more. ``InvalidInputError`` for anything else.
+        went into the answer (such as ``Attribution.probabilities``), and far more is learned with it; without it
+        the first document gets the credit or the blame. ``InvalidInputError`` for anything else.
         """
         behind = answer_from(ranking, query, documents, used)
         told = None

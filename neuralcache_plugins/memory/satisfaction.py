@@ -25,6 +25,8 @@ from neuralcache_plugins.contracts import FeedbackGiven, SatisfactionFell
 
 RUN_LENGTH = 10_000.0
 RISK = 0.05
+_SURE = math.log(1.0 / RISK)
+
 BETS = (0.25, 0.5, 1.0)
 """Sizes of fall that are bet on; 1 is the largest that cannot ruin whoever bets."""
 
@@ -77,8 +79,8 @@ class Watch:
     def observe(self, reward: float) -> bool:
         """Take in one more reward in [-1, 1]; return whether the alarm is due."""
         y = 0.5 * (reward + 1.0)
-        self.detectors = [(one + 1.0) * (1.0 + bet * (self.bound - y))
-                          for one, bet in zip(self.detectors, BETS, strict=True)]
+        fall = self.bound - y
+        self.detectors = [(one + 1.0) * (1.0 + bet * fall) for one, bet in zip(self.detectors, BETS, strict=True)]
         self._raise_bound(y)
         self.recent += max(RECENT, 1.0 / self.count) * (reward - self.recent)
         return sum(self.detectors) >= RUN_LENGTH * len(BETS)
@@ -87,13 +89,13 @@ class Watch:
         self.count += 1
         mean = (0.5 + self.total) / self.count  # of those before
         variance = self.squares / self.count
-        stake = min(0.5, math.sqrt(2.0 * math.log(1.0 / RISK) / (variance * self.count * math.log1p(self.count))))
+        stake = min(0.5, math.sqrt(2.0 * _SURE / (variance * self.count * math.log1p(self.count))))
         self.stakes += stake
         self.staked += stake * y
         self.spread += (y - mean) ** 2 * (-math.log1p(-stake) - stake)
         self.total += y
         self.squares += (y - (0.5 + self.total) / (self.count + 1)) ** 2
-        self.bound = max(self.bound, (self.staked - math.log(1.0 / RISK) - self.spread) / self.stakes)
+        self.bound = max(self.bound, (self.staked - _SURE - self.spread) / self.stakes)
 
 
 class Satisfaction:

@@ -362,7 +362,7 @@ class Reranker:
         ``trace`` is a run, parent run, trace or span id, or several: the first that some ranking has counts. Rankings
         whose own run or span it is are meant alone; else all below it, ``TRACED`` at most, the newest, and the value is
         divided among them, since nothing tells which of an agent's retrievals made the answer. In each it goes to
-        documents by ``used`` (document id to share in [0, 1]), or to the first three by rank (``core.credit.shared``).
+        documents by ``used`` (document id to share in [0, 1]), or without it to the first (``core.credit.shared``).
         Repeating a ``feedback_id`` changes nothing. Raises as ``feedback`` does.
         """
         return self._feedback.judge(
