@@ -278,10 +278,10 @@ def run(*arguments: str) -> Result:
 def encoders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     for name in [name for name in os.environ if name.startswith("NEURALCACHE_")]:
         monkeypatch.delenv(name)
-    (tmp_path / "mine.py").write_text(
+    (tmp_path / "encoders_of_mine.py").write_text(
         "from neuralcache_plugins.testing import HashingEncoder\nencoder = HashingEncoder()\n")
     monkeypatch.syspath_prepend(tmp_path)
-    return "mine:encoder"
+    return "encoders_of_mine:encoder"
 
 
 def written(path: Path, log: list[dict[str, Any]]) -> Path:
