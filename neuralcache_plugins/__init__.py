@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _HOME = {
+    "Attribution": "contracts",
     "CacheHit": "semantic_cache",
     "CacheSettings": "settings",
     "ComputationError": "errors",
@@ -38,6 +39,7 @@ _HOME = {
 }
 
 __all__ = [
+    "Attribution",
     "CacheHit",
     "CacheSettings",
     "ComputationError",
@@ -65,7 +67,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from neuralcache_plugins.contracts import Ranking
+    from neuralcache_plugins.contracts import Attribution, Ranking
     from neuralcache_plugins.errors import (
         ComputationError,
         DimensionMismatchError,

@@ -83,6 +83,9 @@ class RerankSettings(BaseSettings):
         "others count 1; 0: learn nothing from it",
     )
     texts_in_memory: int = Field(20_000, ge=1, description="texts whose word statistics are kept in memory")
+    shown_characters: int = Field(
+        20_000_000, ge=0, description="characters of shown texts kept in memory, to see what answers used; 0: none"
+    )
     seed: int = Field(0, ge=0, description="seed of exploration")
 
 

@@ -27,6 +27,11 @@ from neuralcache_plugins.contracts.arrays import (
     Positions,
     Vector,
 )
+from neuralcache_plugins.contracts.attribution import (
+    CITATION,
+    CONTEXT_USE,
+    Attribution,
+)
 from neuralcache_plugins.contracts.models import (
     Encoder,
     PairScorer,
@@ -59,6 +64,8 @@ from neuralcache_plugins.contracts.telemetry import (
 )
 
 __all__ = [
+    "CITATION",
+    "CONTEXT_USE",
     "SIGNALS",
     "AnswerBounds",
     "AnswerCached",
@@ -72,6 +79,7 @@ __all__ = [
     "AnswerTotals",
     "Appended",
     "Array",
+    "Attribution",
     "CachedAnswer",
     "CachedQuestion",
     "DocumentVersion",

@@ -67,6 +67,11 @@ def tokens(text: str) -> list[str]:
     return [token for match in _WORDS.finditer(plain) for token in _tokens_of(match)]
 
 
+def content_tokens(text: str) -> list[str]:
+    """Return the tokens of a text in order without the words of English grammar."""
+    return [token for token in tokens(text) if token not in _FUNCTION_WORDS]
+
+
 @dataclass(frozen=True, slots=True)
 class TokenStatistics:
     """What the signal needs to know of one text: a stable 32-bit id per token, in the order of the text.
@@ -87,7 +92,7 @@ def token_statistics(text: str) -> TokenStatistics:
 
     The words of English grammar are left out: they are most of the hits and none of the evidence.
     """
-    ids = [zlib.crc32(token.encode()) for token in tokens(text) if token not in _FUNCTION_WORDS]
+    ids = [zlib.crc32(token.encode()) for token in content_tokens(text)]
     return TokenStatistics(np.array(ids, dtype=np.uint32).tobytes())
 
 

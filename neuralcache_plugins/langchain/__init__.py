@@ -1,4 +1,4 @@
-"""LangChain: a document compressor that learns, a retriever around it, and caches for models and chains."""
+"""LangChain: a document compressor that learns, a retriever around it, caches, and feedback from answers."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ except ImportError as error:
     raise MissingExtraError("langchain-core", extra="langchain") from error
 
 from neuralcache_plugins.langchain.cached import CachedRunnable, cached, document_versions
+from neuralcache_plugins.langchain.callbacks import NeuralCacheCallbackHandler
 from neuralcache_plugins.langchain.compressor import NeuralCacheCompressor
 from neuralcache_plugins.langchain.llm_cache import NeuralCacheLLMCache
 from neuralcache_plugins.langchain.retriever import NeuralCacheRetriever
 
 __all__ = [
     "CachedRunnable",
+    "NeuralCacheCallbackHandler",
     "NeuralCacheCompressor",
     "NeuralCacheLLMCache",
     "NeuralCacheRetriever",

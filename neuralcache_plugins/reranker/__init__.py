@@ -14,6 +14,7 @@ from typing import Any, cast
 
 from neuralcache_plugins.contracts import (
     Appended,
+    Attribution,
     Encoder,
     Erasure,
     FeedbackGiven,
@@ -31,6 +32,7 @@ from neuralcache_plugins.errors import InvalidInputError, StoreError
 from neuralcache_plugins.memory import Memory
 from neuralcache_plugins.memory.retention import Retention
 from neuralcache_plugins.reranker import border
+from neuralcache_plugins.reranker.answers import AnswerStage, ShownTexts, Texts
 from neuralcache_plugins.reranker.encoding import VectorStage
 from neuralcache_plugins.reranker.feedback import FeedbackStage, erasure
 from neuralcache_plugins.reranker.health import Health
@@ -110,6 +112,7 @@ class Reranker:
         self._stage = VectorStage(self._encoders, self._health, timeout_seconds=self._settings.encoder_timeout_seconds)
         self._scorer = None if scorer is None else CachedScorer(scorer)
         self._shown = ShownVectors()
+        self._shown_texts = ShownTexts(self._settings.shown_characters)
         ids = RankingIds()
         self._ranking = RankStage(
             settings=self._settings,
@@ -121,9 +124,13 @@ class Reranker:
             health=self._health,
             ids=ids,
             shown=self._shown,
+            shown_texts=self._shown_texts,
         )
         self._feedback = FeedbackStage(
             self._store, self._recorder, ids=ids, shown=self._shown, key=self._texts.key, memory=self._memory
+        )
+        self._answers = AnswerStage(
+            self._shown_texts, self._encoders.encoder, find=self._feedback.find, tell=self._reward, key=self._texts.key
         )
         self._retention = Retention(self._store_settings.retention_seconds)
         self._closed = False
@@ -390,6 +397,54 @@ class Reranker:
             self.judge, trace, value, source=source, feedback_id=feedback_id, namespace=namespace, used=used
         )
 
+    def observe_answer(
+        self,
+        ranking: Ranking | str | Sequence[Ranking | str],
+        answer: Any,
+        *,
+        texts: Texts | None = None,
+        prompt: str | None = None,
+        namespace: str | None = None,
+    ) -> Attribution:
+        """See which shown documents an answer used, and give that as feedback. Stores no text.
+
+        ``ranking`` is a ``Ranking`` or its id; several where one answer was made from several rankings. ``answer`` is a
+        str, or a mapping, list or pydantic model with text and the ids or numbers of its sources. Citations count first
+        (feedback with source "citation"), else the words and sentences that answer and documents share
+        ("context_use"). Only documents that the answer used in all likelihood are rewarded, by their probability; an
+        answer that says it cannot answer gives no feedback. The same answer observed twice counts once.
+
+        The texts of recent rankings are still in memory (``RerankSettings.shown_characters``); for others pass ``texts``:
+        the list that was ranked, or texts by document id. ``prompt``, if given, tells which document ``[2]`` is; without
+        it that is the second one shown. Sentences are compared by the local encoder (extra ``local``) where it is
+        installed. Takes milliseconds, beside a durable write per ranking.
+
+        Raises ``InvalidInputError`` when the texts are not known, and what ``feedback`` raises.
+        """
+        several = list(ranking) if isinstance(ranking, Sequence) and not isinstance(ranking, str | Ranking) else [ranking]
+        return self._answers.observe(
+            several, answer, texts=texts, prompt=prompt, namespace=self._place(namespace),
+            explicit=namespace is not None,
+        )
+
+    async def aobserve_answer(
+        self,
+        ranking: Ranking | str | Sequence[Ranking | str],
+        answer: Any,
+        *,
+        texts: Texts | None = None,
+        prompt: str | None = None,
+        namespace: str | None = None,
+    ) -> Attribution:
+        """Do what ``observe_answer`` does, beside the event loop."""
+        return await asyncio.to_thread(
+            self.observe_answer, ranking, answer, texts=texts, prompt=prompt, namespace=namespace
+        )
+
+    def has_texts(self, ranking_id: str, *, namespace: str | None = None) -> bool:
+        """Return whether ``observe_answer`` can do without ``texts`` for this ranking."""
+        return self._shown_texts.find(self._place(namespace), ranking_id) is not None
+
     def forget(
         self,
         *,
@@ -472,11 +527,18 @@ class Reranker:
             for name, text in zip(request.ids, request.texts, strict=True)
         ]
 
+    def _reward(self, ranking: Any, namespace: str, *, rewards: Rewards, source: str, feedback_id: str) -> str:
+        return self._feedback.tell(
+            ranking, None, namespace, explicit=True, helpful=(), unhelpful=(), rewards=rewards, source=source,
+            feedback_id=feedback_id, now=self._clock(),
+        )
+
     def _erase(self, what: Erasure) -> Receipt:
         self._recorder.flush()
         receipt = self._store.erase(what)
         self._recorder.discard(what)
         self._shown.forget()
+        self._shown_texts.forget()
         self._encoders.forget()
         self._texts.forget()
         if self._scorer is not None:
@@ -519,7 +581,10 @@ class Reranker:
             logger.warning("telemetry: tidying up failed and is tried again later: %s", error)
 
     def _restart_after_fork(self) -> None:
-        parts = (self._memory, self._ranking, self._encoders, self._texts, self._health, self._shown, self._retention)
+        parts = (
+            self._memory, self._ranking, self._encoders, self._texts, self._health, self._shown, self._answers,
+            self._retention,
+        )
         for part in parts:
             part.restart_after_fork()
         if self._scorer is not None:

@@ -14,6 +14,7 @@ from neuralcache_plugins.core import gating
 from neuralcache_plugins.core.lexical import lexical_scores, token_statistics
 from neuralcache_plugins.errors import StoreError
 from neuralcache_plugins.memory import LearnedState, Memory
+from neuralcache_plugins.reranker.answers import Showing, ShownTexts
 from neuralcache_plugins.reranker.border import Request, canonical
 from neuralcache_plugins.reranker.explaining import Explainer, Sources
 from neuralcache_plugins.reranker.health import Health
@@ -47,6 +48,7 @@ class RankStage:
         health: Health,
         ids: RankingIds,
         shown: ShownVectors,
+        shown_texts: ShownTexts,
     ) -> None:
         self._settings = settings
         self._store_text = store_text
@@ -57,6 +59,7 @@ class RankStage:
         self._health = health
         self._ids = ids
         self._shown = shown
+        self._shown_texts = shown_texts
         self._sources = Sources(weakref.ref(memory), settings)
         self._rng = np.random.default_rng(settings.seed)
         self._chance = threading.Lock()
@@ -167,6 +170,8 @@ class RankStage:
         served = self._record(request, names, vectors, evidence, chosen, table, degraded, now)
         if rows is not None:
             self._shown.keep(served.ranking_id, rows[chosen.positions[:RANKS]])
+        texts = [request.texts[position] for position in served.positions]
+        self._shown_texts.keep(served.namespace, served.ranking_id, Showing(request.query, served.document_ids, texts))
         self._recorder.served(served)
         return Ranking(
             ranking_id=served.ranking_id,

@@ -1,0 +1,168 @@
+"""Which answer belongs to which ranking, read from a tree of runs as frameworks report it. Pure; one lock.
+
+A ranking belongs to the answer of the innermost run around it in which a model was asked after it: the model saw what
+was shown, and that run's output is what became of it. Runs that fail or are given up answer nothing.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+Shown = tuple[str, str]
+"""(namespace, ranking id)"""
+
+
+class Answered(NamedTuple):
+    """Rankings that one answer was made from, in the order they were made, and the prompt that the model saw."""
+
+    rankings: tuple[Shown, ...]
+    answer: Any
+    prompt: Any
+
+
+@dataclass(slots=True)
+class _Model:
+    run: Hashable
+    began: int
+    prompt: Any
+    reply: Any = None
+    state: str = "open"
+
+
+@dataclass(slots=True)
+class _Tree:
+    root: Hashable
+    parents: dict[Hashable, Hashable | None] = field(default_factory=dict)
+    clock: int = 0
+    rankings: list[tuple[int, Hashable, Shown]] = field(default_factory=list)
+    models: list[_Model] = field(default_factory=list)
+    around: set[Hashable] = field(default_factory=set)
+    outputs: dict[Hashable, Any] = field(default_factory=dict)
+
+    def tick(self) -> int:
+        self.clock += 1
+        return self.clock
+
+    def above(self, run: Hashable) -> list[Hashable]:
+        """Return the runs around ``run``, innermost first."""
+        found = []
+        parent = self.parents.get(run)
+        while parent is not None and parent in self.parents:
+            found.append(parent)
+            parent = self.parents[parent]
+        return found
+
+
+class Forest:
+    """Trees of runs under way, at most ``capacity``: the oldest goes. Every method costs microseconds.
+
+    ``answer_in`` finds an answer in a run's output: text, or a structure with text; None if there is none.
+    """
+
+    def __init__(self, answer_in: Callable[[Any], Any], *, capacity: int = 1_000) -> None:
+        self._answer_in = answer_in
+        self._capacity = capacity
+        self._lock = threading.Lock()
+        self._trees: OrderedDict[Hashable, _Tree] = OrderedDict()
+        self._root_of: dict[Hashable, Hashable] = {}
+
+    def restart_after_fork(self) -> None:
+        """Take a new lock in a forked child."""
+        self._lock = threading.Lock()
+
+    def started(self, run: Hashable, parent: Hashable | None) -> None:
+        """Note that a run began; one whose parent is not known begins a tree."""
+        with self._lock:
+            self._add(run, parent)
+
+    def ranked(self, run: Hashable, shown: Shown, parent: Hashable | None = None) -> None:
+        """Note that a ranking was shown within a run."""
+        with self._lock:
+            tree = self._add(run, parent)
+            # told twice, by two handlers of one event
+            if any(own == shown for _, _, own in tree.rankings):
+                return
+            tree.rankings.append((tree.tick(), run, shown))
+            tree.around.update([run, *tree.above(run)])
+
+    def asked(self, run: Hashable, parent: Hashable | None, prompt: Any) -> None:
+        """Note that a model was asked."""
+        with self._lock:
+            tree = self._add(run, parent)
+            if tree.rankings:
+                tree.models.append(_Model(run, tree.tick(), prompt))
+
+    def ended(self, run: Hashable, output: Any) -> Callable[[], list[Answered]] | None:
+        """Note that a run ended well; for the root of a tree, return what finds its answers, to be called at leisure."""
+        return self._ended(run, output, state="done")
+
+    def failed(self, run: Hashable) -> None:
+        """Note that a run failed or was given up; a tree whose root failed answers nothing."""
+        self._ended(run, None, state="failed")
+
+    def _add(self, run: Hashable, parent: Hashable | None) -> _Tree:
+        root = self._root_of.get(run)
+        if root is None:
+            root = self._root_of.get(parent, run) if parent is not None else run
+            self._root_of[run] = root
+            tree = self._trees.get(root)
+            if tree is None:
+                tree = self._trees[root] = _Tree(root)
+                self._make_room()
+            tree.parents[run] = parent if root != run else None
+        return self._trees[root]
+
+    def _ended(self, run: Hashable, output: Any, *, state: str) -> Callable[[], list[Answered]] | None:
+        with self._lock:
+            root = self._root_of.get(run)
+            if root is None:
+                return None
+            tree = self._trees[root]
+            for model in tree.models:
+                if model.run == run:
+                    model.state, model.reply = state, output
+            if run in tree.around and state == "done":
+                tree.outputs[run] = output
+            if run != root:
+                return None
+            self._drop(root)
+        if state != "done" or not tree.rankings or not tree.models:
+            return None
+        return lambda: answers(tree, self._answer_in)
+
+    def _make_room(self) -> None:
+        while len(self._trees) > self._capacity:
+            self._drop(next(iter(self._trees)))
+
+    def _drop(self, root: Hashable) -> None:
+        for run in self._trees.pop(root).parents:
+            self._root_of.pop(run, None)
+
+
+def answers(tree: _Tree, answer_in: Callable[[Any], Any]) -> list[Answered]:
+    """Return the answers of a finished tree, each with the rankings that belong to it."""
+    found: dict[Hashable, Answered] = {}
+    for began, run, shown in tree.rankings:
+        for around in tree.above(run) or [run]:
+            models = _asked_within(tree, around, after=began)
+            if not models or around not in tree.outputs or models[-1].state != "done":
+                continue
+            answer = answer_in(tree.outputs[around])
+            if answer is None and around == tree.root:
+                answer = next((reply for model in reversed(models) if model.state == "done"
+                               and (reply := answer_in(model.reply)) is not None), None)
+            if answer is None:
+                continue
+            known = found.get(around)
+            rankings = (shown,) if known is None else (*known.rankings, shown)
+            found[around] = Answered(rankings, answer, models[-1].prompt)
+            break
+    return list(found.values())
+
+
+def _asked_within(tree: _Tree, around: Hashable, *, after: int) -> Sequence[_Model]:
+    return [model for model in tree.models if model.began > after and around in tree.above(model.run)]
