@@ -20,6 +20,10 @@ from neuralcache_plugins.attribution.evidence import sentences
 
 RETRIEVED = 10
 TEMPLATES = ("The answer is {}.", "{}", "It is {}, according to the documents.", "{}.")
+SENTENCES = (
+    "What you are looking for is {}.", "{}", "I would read the entry on {} first, it should settle your question.",
+    "See {}.", "In short: {}. Is there anything else I can help with?",
+)
 REFUSALS = (
     "I don't know.", "I'm sorry, but I can't find the answer in the provided documents.",
     "The context does not mention that.", "I do not have enough information to answer this question.",
@@ -79,6 +83,23 @@ def squad_absent(data: Path) -> list[Told]:
         rest = np.flatnonzero(~one.used).tolist()
         found.append(replace(one, ids=[one.ids[at] for at in rest], texts=[one.texts[at] for at in rest],
                              used=np.zeros(len(rest), dtype=bool)))
+    return found
+
+
+def squad_snippets(data: Path) -> list[Told]:
+    """Documents of a few words: an answer of squad, among the nine of its article that share most words with it."""
+    of: dict[str, dict[str, str]] = {}
+    for one, short in _squad(data):
+        if len(short.split()) in range(2, 9):
+            of.setdefault(one.group, {}).setdefault(short.lower(), one.query)
+    found = []
+    for group, shorts in of.items():
+        for place, (short, query) in enumerate(shorts.items()):
+            words = set(short.split())
+            near = sorted(shorts, key=lambda other: (other != short, -len(words & set(other.split())), other))
+            shown = sorted(near[:RETRIEVED])
+            found.append(Told(group, query, SENTENCES[place % len(SENTENCES)].format(short), shown, shown,
+                              np.array([other == short for other in shown])))
     return found
 
 

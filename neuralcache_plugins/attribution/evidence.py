@@ -6,7 +6,7 @@ Everything is judged among the documents that were shown together: a word that a
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -17,10 +17,12 @@ from neuralcache_plugins.core.lexical import content_tokens
 Encode = Callable[[list[str]], Matrix]
 """Texts -> unit rows (n, d), zeros where a text has no direction."""
 
-WORDS = ("lead", "own words", "phrases", "best sentence", "coverage")
+WORDS = ("lead", "added words", "own words", "phrases", "longest run", "best sentence", "coverage")
 """What words tell of a document. ``lead``: the share of the answer's words that it has, over the best other's.
+``added words``: how much of what it has is not in the document that has most; 1 for that one.
 ``own words``: the words that only it and few others have, over the most that one has. ``phrases``: the share of
-neighbouring words that are neighbours in it too, its square root. ``best sentence``: the largest share of one sentence.
+neighbouring words that are neighbours in it too, its square root. ``longest run``: the most words in a row that both
+have, of those that the document has, or of a dozen. ``best sentence``: the largest share of one sentence.
 ``coverage``: how much of the document the answer says."""
 
 MEANING = ("likeness",)
@@ -30,6 +32,7 @@ _ASKED = 0.3
 _KEY = 2.0
 _HALF_COVERED = 0.15
 _SHORTEST_SENTENCE = 3
+_LONG_RUN = 12
 _MAX_WORDS = 2_000
 _MAX_SENTENCES = 60
 _MAX_CHARACTERS = 40_000
@@ -58,7 +61,7 @@ def features(said: Sequence[str], texts: Sequence[str], *, query: str = "", enco
     share = found.has @ weights / weights.sum()
     own = (found.has / np.maximum(found.holders, 1)) @ [float(word not in asked) for word in found.words]
     coverage = found.coverage()
-    columns = [_lead(share), own / max(own.max(), 1e-9), np.sqrt(found.phrases()),
+    columns = [_lead(share), found.added(weights, share), own / max(own.max(), 1e-9), np.sqrt(found.phrases()), found.longest_run(),
                found.best_sentence(weights, share), coverage / (coverage + _HALF_COVERED)]
     if encode is not None:
         columns += _likeness(said, texts, encode)
@@ -83,6 +86,11 @@ class _Words:
         weights: Array = rarity * np.array(factors)
         return weights
 
+    def added(self, weights: Array, share: Array) -> Array:
+        rest = self.has * (1.0 - self.has[int(share.argmax())])
+        added: Array = (rest @ weights) / np.maximum(self.has @ weights, 1e-9)
+        return np.where(share == share.max(), 1.0, added)
+
     def best_sentence(self, weights: Array, otherwise: Array) -> Array:
         """Return the largest share of a sentence's words; short sentences are no evidence of their own."""
         place = {word: at for at, word in enumerate(self.words)}
@@ -100,9 +108,24 @@ class _Words:
         pairs = [set(pairwise(document)) for document in self.documents]
         return np.array([len(wanted & own) / len(wanted) for own in pairs])
 
+    def longest_run(self) -> Array:
+        found = np.zeros(len(self.documents))
+        for length in range(1, _LONG_RUN + 1):
+            said = {run for part in self.said for run in _runs(part, length)}
+            alive = [at for at in range(len(found)) if found[at] == length - 1 and not said.isdisjoint(
+                _runs(self.documents[at], length))]
+            if not alive:
+                break
+            found[alive] = length
+        return found / [min(_LONG_RUN, max(1, len(document))) for document in self.documents]
+
     def coverage(self) -> Array:
         words = set(self.words)
         return np.array([len(own & words) / max(1, len(own)) for own in self.sets])
+
+
+def _runs(words: Sequence[str], length: int) -> Iterator[tuple[str, ...]]:
+    return zip(*(words[start:] for start in range(length)), strict=False)
 
 
 def _keys(said: Sequence[str]) -> set[str]:

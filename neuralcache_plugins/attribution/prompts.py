@@ -8,28 +8,49 @@ from collections.abc import Sequence
 _PROBE = 80
 _HEADER = 160
 _NUMBER = re.compile(r"\d{1,4}")
+_MARK = re.compile(r"\b(?:source|document|doc|passage|context|chunk|node)s?\s*(?:id|no\.?|number)?\s*[:#]?\s*(\d{1,4})\b[\]):.]*"
+                   r"|[\[(](\d{1,4})[\])]:?|^[ \t]*(\d{1,4})[.)](?=\s)", re.I | re.M)
+_FOLLOWING = 60
+_SHORTEST = 12
 
 
 def labels_in(prompt: str, texts: Sequence[str]) -> dict[str, int] | None:
     """Return labels with the position of the text that each stands before in the prompt; None if no text is in it.
 
-    Where a counting number stands before every text ("Source 0:", "[3]"), that is its label; else texts are counted
-    in the prompt's order, from 1. A label that two texts have (lists that begin anew) means neither. O(n * prompt).
+    A label is the number of a mark such as "Source 3:" or "[3]" whose text follows, a part of a document included; else
+    a counting number in what stands before the texts; else texts are counted in the prompt's order, from 1. A label
+    that two texts have (lists that begin anew) means neither. O(n * prompt).
     """
     places = sorted((place, at) for at, text in enumerate(texts) if (place := _place(prompt, text)) >= 0)
+    marked = _marked(prompt, texts)
+    if marked and {at for _, at in places} <= {at for _, at in marked}:
+        return _unambiguous(marked)
     if not places:
         return None
     headers, end = [], 0
     for place, at in places:
         headers.append([int(number) for number in _NUMBER.findall(prompt[max(end, place - _HEADER) : place])])
         end = place + min(len(texts[at]), _PROBE)
-    runs = _counted(headers)
-    labels: dict[str, int] = {}
-    twice = set()
-    for number, (_, at) in zip(runs or range(1, len(places) + 1), places, strict=True):
-        if labels.setdefault(str(number), at) != at:
-            twice.add(str(number))
-    return {label: at for label, at in labels.items() if label not in twice}
+    counted = _counted(headers) or list(range(1, len(places) + 1))
+    return _unambiguous([(str(number), at) for number, (_, at) in zip(counted, places, strict=True)])
+
+
+def _marked(prompt: str, texts: Sequence[str]) -> list[tuple[str, int]]:
+    """Return (number, position) of every mark in the prompt that a part of exactly one text follows."""
+    found = []
+    for match in _MARK.finditer(prompt):
+        following = prompt[match.end() : match.end() + _FOLLOWING + 8].strip().partition("\n")[0][:_FOLLOWING]
+        holders = [at for at, text in enumerate(texts) if len(following) >= _SHORTEST and following in text]
+        if len(holders) == 1:
+            found.append((str(int(next(filter(None, match.groups())))), holders[0]))
+    return found
+
+
+def _unambiguous(pairs: Sequence[tuple[str, int]]) -> dict[str, int]:
+    meanings: dict[str, set[int]] = {}
+    for label, at in pairs:
+        meanings.setdefault(label, set()).add(at)
+    return {label: next(iter(places)) for label, places in meanings.items() if len(places) == 1}
 
 
 def _place(prompt: str, text: str) -> int:

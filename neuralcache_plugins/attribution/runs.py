@@ -16,6 +16,13 @@ Shown = tuple[str, str]
 """(namespace, ranking id)"""
 
 
+class _Streamed:
+    """Says that a run's output is a stream, whose text is what its last model replied."""
+
+
+STREAMED = _Streamed()
+
+
 class Answered(NamedTuple):
     """Rankings that one answer was made from, in the order they were made, and the prompt that the model saw."""
 
@@ -42,10 +49,16 @@ class _Tree:
     models: list[_Model] = field(default_factory=list)
     around: set[Hashable] = field(default_factory=set)
     outputs: dict[Hashable, Any] = field(default_factory=dict)
+    over: bool = False
 
     def tick(self) -> int:
         self.clock += 1
         return self.clock
+
+    @property
+    def speaking(self) -> bool:
+        """Whether a model has begun to reply and not ended."""
+        return any(model.state == "open" for model in self.models)
 
     def above(self, run: Hashable) -> list[Hashable]:
         """Return the runs around ``run``, innermost first."""
@@ -60,11 +73,13 @@ class _Tree:
 class Forest:
     """Trees of runs under way, at most ``capacity``: the oldest goes. Every method costs microseconds.
 
-    ``answer_in`` finds an answer in a run's output: text, or a structure with text; None if there is none.
+    ``answer_in`` finds an answer in a run's output: text, or a structure with text; None if there is none, ``STREAMED``
+    if it is still to come. With ``waits`` a tree whose root has ended waits for the models that are still speaking.
     """
 
-    def __init__(self, answer_in: Callable[[Any], Any], *, capacity: int = 1_000) -> None:
+    def __init__(self, answer_in: Callable[[Any], Any], *, capacity: int = 1_000, waits: bool = False) -> None:
         self._answer_in = answer_in
+        self._waits = waits
         self._capacity = capacity
         self._lock = threading.Lock()
         self._trees: OrderedDict[Hashable, _Tree] = OrderedDict()
@@ -89,12 +104,13 @@ class Forest:
             tree.rankings.append((tree.tick(), run, shown))
             tree.around.update([run, *tree.above(run)])
 
-    def asked(self, run: Hashable, parent: Hashable | None, prompt: Any) -> None:
-        """Note that a model was asked."""
+    def asked(self, run: Hashable, parent: Hashable | None, prompt: Any) -> bool:
+        """Note that a model was asked; returns whether a ranking came before it."""
         with self._lock:
             tree = self._add(run, parent)
             if tree.rankings:
                 tree.models.append(_Model(run, tree.tick(), prompt))
+            return bool(tree.rankings)
 
     def ended(self, run: Hashable, output: Any) -> Callable[[], list[Answered]] | None:
         """Note that a run ended well; for the root of a tree, return what finds its answers, to be called at leisure."""
@@ -123,14 +139,19 @@ class Forest:
                 return None
             tree = self._trees[root]
             for model in tree.models:
+                if model.state != "open":
+                    continue
                 if model.run == run:
                     model.state, model.reply = state, output
+                elif state == "failed" and run in tree.above(model.run):
+                    model.state = state
             if run in tree.around and state == "done":
                 tree.outputs[run] = output
-            if run != root:
+            tree.over = tree.over or run == root
+            if not tree.over or (root in tree.outputs and self._waits and tree.speaking):
                 return None
             self._drop(root)
-        if state != "done" or not tree.rankings or not tree.models:
+        if root not in tree.outputs or not tree.models:
             return None
         return lambda: answers(tree, self._answer_in)
 
@@ -152,7 +173,7 @@ def answers(tree: _Tree, answer_in: Callable[[Any], Any]) -> list[Answered]:
             if not models or around not in tree.outputs or models[-1].state != "done":
                 continue
             answer = answer_in(tree.outputs[around])
-            if answer is None and around == tree.root:
+            if answer is STREAMED or (answer is None and around == tree.root):
                 answer = next((reply for model in reversed(models) if model.state == "done"
                                and (reply := answer_in(model.reply)) is not None), None)
             if answer is None:

@@ -1,4 +1,4 @@
-"""NeuralCache inside LlamaIndex: a node postprocessor that learns, and caches of answers and embeddings."""
+"""NeuralCache inside LlamaIndex: a node postprocessor that learns, feedback from answers, and caches."""
 
 from __future__ import annotations
 
@@ -12,8 +12,15 @@ except ImportError as error:
     raise MissingExtraError("llama-index-core", extra="llamaindex") from error
 
 from neuralcache_plugins.llamaindex.embedding import NeuralCacheEmbedding
+from neuralcache_plugins.llamaindex.instrumentation import NeuralCacheInstrumentor
 from neuralcache_plugins.llamaindex.postprocessor import NeuralCachePostprocessor
 from neuralcache_plugins.llamaindex.query_engine import NeuralCacheQueryEngine
 from neuralcache_plugins.llamaindex.responses import node_versions
 
-__all__ = ["NeuralCacheEmbedding", "NeuralCachePostprocessor", "NeuralCacheQueryEngine", "node_versions"]
+__all__ = [
+    "NeuralCacheEmbedding",
+    "NeuralCacheInstrumentor",
+    "NeuralCachePostprocessor",
+    "NeuralCacheQueryEngine",
+    "node_versions",
+]

@@ -58,7 +58,8 @@ class NeuralCachePostprocessor(BaseNodePostprocessor):
     ``from_dict(data, store=..., embed_model=...)`` gives back what a dictionary cannot hold: a model, a URL's secret.
 
     *Observing.* Each call is one span with a ``ReRankStartEvent`` and a ``ReRankEndEvent``. The latter always
-    follows, with no nodes when the call failed; its tag ``ranking_id`` names the ranking that feedback may refer to.
+    follows, with no nodes when the call failed; its tags ``ranking_id`` and ``namespace`` name the ranking that feedback
+    may refer to.
     """
 
     # a misspelt option may hold a password: errors name the option, not its value
@@ -413,6 +414,7 @@ class _Answer:
     def take(self, ranking: Ranking) -> None:
         """Make new scored nodes around the caller's nodes, which stay untouched."""
         self.tags["ranking_id"] = ranking.ranking_id
+        self.tags["namespace"] = ranking.namespace
         self.nodes = [
             NodeWithScore(node=self._given[position].node, score=score)
             for position, score in zip(ranking.positions.tolist(), ranking.scores, strict=True)
