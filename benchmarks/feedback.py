@@ -104,7 +104,8 @@ def report(name: str, told: Sequence[Told], *, goal: str = "") -> None:
             scores = [chances(*pair) for pair in zip(found, own, strict=True)]
             precision, recall = rewarded(own, found)
             print(f"  {label:18} {half:12} top {top_right(own, scores):.3f}  AUC over all {over_all(own, scores):.3f}, "
-                  f"within a question {within(own, scores):.3f}  calibration error {calibration_error(own, scores):.3f}  "
+                  f"within a question {within(own, scores):.3f}  "
+                  f"calibration error {calibration_error(own, scores):.3f}  "
                   f"rewarded: {precision:.3f} were used, of the used {recall:.3f}", flush=True)
 
 
@@ -115,8 +116,8 @@ def row_squad(data: Path) -> None:
     for meaning, label in enumerate(MEANINGS):
         told = [one for one in sets.squad_absent(data) if not one.design]
         found = attributed(told, meaning=bool(meaning))
-        print(f"squad, the passage not shown, held out, {label}: {np.mean([bool(own.rewards) for own in found]):.3f} of "
-              f"{len(told)} answers reward something")
+        share = np.mean([bool(own.rewards) for own in found])
+        print(f"squad, the passage not shown, held out, {label}: {share:.3f} of {len(told)} answers reward something")
 
 
 def row_mtrag(data: Path) -> None:
@@ -200,9 +201,9 @@ def row_stream(data: Path) -> None:
         for seed in SEEDS:
             by_user, by_use = (play(data, encoder, seed, explicit=each, limit=LIMIT) for each in (True, False))
             shares.append((by_use["last"] - by_use["cold"]) / (by_user["last"] - by_user["cold"]))
-            print(f"stream, {encoder}, seed {seed}: right article first over the last 2,000: cold {by_user['cold']:.3f}, "
-                  f"explicit feedback {by_user['last']:.3f}, context use {by_use['last']:.3f}: {shares[-1]:.1%} of the gain"
-                  f"; of the rewarded documents {by_use['precision']:.3f} were right", flush=True)
+            print(f"stream, {encoder}, seed {seed}: right article first in the last 2,000: cold {by_user['cold']:.3f}"
+                  f", explicit feedback {by_user['last']:.3f}, context use {by_use['last']:.3f}, {shares[-1]:.1%} of the "
+                  f"gain; of the rewarded documents {by_use['precision']:.3f} were right", flush=True)
         print(f"stream, {encoder}: {statistics.median(shares):.1%} of the gain (median): must be >= 95 %")
 
 
@@ -234,7 +235,7 @@ def timed(work: Callable[[], object]) -> float:
 
 def compared(name: str, plain_call: Callable[[Told], object], watched_call: Callable[[Told], object],
              settle: Callable[[], object], told: Sequence[Told]) -> None:
-    """Print medians of both, taken in turns: CPU time of the calling thread. What the other thread does is beside it."""
+    """Print medians of both, taken in turns: CPU time of the calling thread; the other thread works beside it."""
     without, watched = [], []
     for one in told:  # encodes what is encoded once
         plain_call(one)

@@ -50,7 +50,7 @@ class Told:
 
 
 def mtrag(data: Path, name: str) -> list[Told]:
-    """Reference answers, and the passages that annotators saw, by their last vote."""
+    """Return reference answers, and the passages that annotators saw, by their last vote."""
     folder = data / name
     turns = {row["id"]: row for row in _lines(folder / "queries.jsonl.gz")}
     texts = {row["id"]: row["text"] for row in _lines(folder / "corpus.jsonl.gz")}
@@ -66,18 +66,18 @@ def mtrag(data: Path, name: str) -> list[Told]:
 
 
 def squad(data: Path) -> list[Told]:
-    """The sentence that holds the answer, out of the passage that the question was written for, among ten."""
+    """Return the sentence that holds the answer; its passage is among ten."""
     return [one for one, _ in _squad(data)]
 
 
 def squad_short(data: Path) -> list[Told]:
-    """The answer alone, in one of four templates."""
+    """Return the answer alone, in one of four templates."""
     return [replace(one, answer=TEMPLATES[place % len(TEMPLATES)].format(short))
             for place, (one, short) in enumerate(_squad(data))]
 
 
 def squad_absent(data: Path) -> list[Told]:
-    """The same sentence, its passage not among those shown: nothing was used."""
+    """Return the same sentences, their passages not among those shown: nothing was used."""
     found = []
     for one in squad(data)[::2]:
         rest = np.flatnonzero(~one.used).tolist()
@@ -87,7 +87,7 @@ def squad_absent(data: Path) -> list[Told]:
 
 
 def squad_snippets(data: Path) -> list[Told]:
-    """Documents of a few words: an answer of squad, among the nine of its article that share most words with it."""
+    """Return documents of a few words: an answer of squad among the nine that share most words."""
     of: dict[str, dict[str, str]] = {}
     for one, short in _squad(data):
         if len(short.split()) in range(2, 9):
@@ -104,7 +104,7 @@ def squad_snippets(data: Path) -> list[Told]:
 
 
 def squad_refused(data: Path) -> list[Told]:
-    """Questions that their passage does not answer, and an answer that says so; one refusal in nine a question."""
+    """Return questions that their passage does not answer, and answers that say so, in nine wordings."""
     found = [
         (row, top) for row, top in _retrieved(data, "squad") if not row["answerable"]
     ]
@@ -114,7 +114,7 @@ def squad_refused(data: Path) -> list[Told]:
 
 
 def scifact(data: Path) -> list[Told]:
-    """Claims as answers, among ten abstracts of which some are cited: paraphrase at its hardest."""
+    """Return claims as answers, among ten abstracts of which some are cited: paraphrase at its hardest."""
     cited: dict[str, set[str]] = {}
     for line in (data / "scifact" / "qrels.tsv").read_text(encoding="utf-8").splitlines()[1:]:
         claim, abstract, _ = line.split("\t")

@@ -1,5 +1,5 @@
-"""The callback handler in chains, batches, streams, agents and graphs: each ranking hears of its own answer, and only of
-that.
+"""The callback handler in chains, batches, streams, agents and graphs: each ranking hears of its own answer, and only
+of that.
 
 The fake model reads its prompt: it repeats the document whose name stands in the question, as a real one would.
 """
@@ -58,7 +58,7 @@ class Shelf(BaseRetriever):
         return passages()
 
     async def _aget_relevant_documents(self, query: str, *, run_manager: Any) -> list[Document]:
-        await asyncio.sleep(random.random() * 0.003)  # noqa: S311
+        await asyncio.sleep(random.random() * 0.003)
         return passages()
 
 
@@ -82,11 +82,11 @@ class Repeats(BaseChatModel):
         return f"{FACTS[asked[-1]]}."
 
     def _generate(self, messages, stop=None, run_manager=None, **kwargs):
-        time.sleep(self.pause * random.random())  # noqa: S311
+        time.sleep(self.pause * random.random())
         return ChatResult(generations=[ChatGeneration(message=AIMessage(self._say(messages)))])
 
     async def _agenerate(self, messages, stop=None, run_manager=None, **kwargs):
-        await asyncio.sleep(self.pause * random.random())  # noqa: S311
+        await asyncio.sleep(self.pause * random.random())
         return ChatResult(generations=[ChatGeneration(message=AIMessage(self._say(messages)))])
 
     def _stream(self, messages, stop=None, run_manager=None, **kwargs):
@@ -273,7 +273,8 @@ async def test_a_model_beside_the_retrieval_is_not_taken_for_the_answer(call, co
     """The branch "aside" asks a model after the ranking, in the same parallel step."""
     slow = RunnableLambda(lambda question: (time.sleep(0.02), question)[1])
     aside = slow | RunnableLambda(lambda _: f"{FACTS['jasper']}; tell me about jasper") | Repeats() | StrOutputParser()
-    step = RunnableParallel(context=found_by(PLACES[0], compressor) | listed, question=RunnablePassthrough(), aside=aside)
+    context = found_by(PLACES[0], compressor) | listed
+    step = RunnableParallel(context=context, question=RunnablePassthrough(), aside=aside)
 
     await call(step | PROMPT | Repeats() | StrOutputParser(), "invoke", "heath", config={"callbacks": [handler]})
 
@@ -286,7 +287,8 @@ OUTPUTS = {
     "message": lambda said: AIMessage(said),
     "messages": lambda said: {"messages": [HumanMessage("?"), AIMessage(said)]},
     "a state without an answer": lambda said: {"done": True},
-    "tool call": lambda said: AIMessage("", tool_calls=[{"name": "Answer", "id": "1", "args": {"source_ids": ["coral"]}}]),
+    "tool call": lambda said: AIMessage(
+        "", tool_calls=[{"name": "Answer", "id": "1", "args": {"source_ids": ["coral"]}}]),
 }
 
 
@@ -304,7 +306,8 @@ async def test_numbers_are_those_of_the_prompt(call, compressor, handler, rerank
     numbered = RunnableLambda(lambda found: "\n".join(
         f"Source ID: {number}\nText: {document.page_content}" for number, document in enumerate(reversed(found))))
     cites = RunnableLambda(lambda prompt: re.search(r"Source ID: (\d+)\nText: Coral", prompt.to_string())[1])
-    model = RunnableParallel(said=Repeats(), number=cites) | RunnableLambda(lambda both: f"As said there [{both['number']}].")
+    said = RunnableLambda(lambda both: f"As said there [{both['number']}].")
+    model = RunnableParallel(said=Repeats(), number=cites) | said
     chain = {"context": found_by(PLACES[0], compressor) | numbered, "question": RunnablePassthrough()} | PROMPT | model
 
     await call(chain, "invoke", "coral", config={"callbacks": [handler]})
@@ -333,7 +336,7 @@ def agent(compressor, first: str, second: str, *, top_n: int | None = None):
             return ChatResult(generations=[ChatGeneration(message=said)])
 
         async def _agenerate(self, messages, stop=None, run_manager=None, **kwargs):
-            await asyncio.sleep(0.002 * random.random())  # noqa: S311
+            await asyncio.sleep(0.002 * random.random())
             return self._generate(messages)
 
     def loop(question):
@@ -504,7 +507,7 @@ def test_however_runs_interleave_every_ranking_hears_of_its_own_answer(runs, see
         config = {"callbacks": [handler]}
 
         async def one(name: str, kind: str) -> None:
-            await asyncio.sleep(0.005 * random.random())  # noqa: S311
+            await asyncio.sleep(0.005 * random.random())
             if kind == "agent":
                 await agent(compressor, name, name).ainvoke(name, config=config)
             elif kind == "fails":
@@ -515,7 +518,7 @@ def test_however_runs_interleave_every_ranking_hears_of_its_own_answer(runs, see
             else:
                 stream = rag(compressor).astream(name, config=config)
                 async for _ in stream:
-                    await asyncio.sleep(0.001 * random.random())  # noqa: S311
+                    await asyncio.sleep(0.001 * random.random())
                     if kind == "given up":
                         break
                 await stream.aclose()

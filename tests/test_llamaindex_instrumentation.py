@@ -53,7 +53,7 @@ class HashedWords(BaseEmbedding):
         return self._get_query_embedding(text)
 
     async def _aget_query_embedding(self, query: str) -> list[float]:
-        await asyncio.sleep(0.002 * random.random())  # noqa: S311
+        await asyncio.sleep(0.002 * random.random())
         return self._get_query_embedding(query)
 
 
@@ -81,12 +81,12 @@ class Repeats(CustomLLM):
 
     @llm_completion_callback()
     def complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
-        time.sleep(self.pause * random.random())  # noqa: S311
+        time.sleep(self.pause * random.random())
         return CompletionResponse(text=self._say(prompt))
 
     @llm_completion_callback()
     async def acomplete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
-        await asyncio.sleep(self.pause * random.random())  # noqa: S311
+        await asyncio.sleep(self.pause * random.random())
         return CompletionResponse(text=self._say(prompt))
 
     @llm_completion_callback()
@@ -317,7 +317,7 @@ def test_however_runs_interleave_every_ranking_hears_of_its_own_answer(runs, see
 
         async def one(name: str, kind: str) -> None:
             question = f"tell me about {name}"
-            await asyncio.sleep(0.003 * random.random())  # noqa: S311
+            await asyncio.sleep(0.003 * random.random())
             if kind == "query":
                 await query_engine(ours, Repeats(pause=0.003)).aquery(question)
             elif kind == "fails":
@@ -326,13 +326,13 @@ def test_however_runs_interleave_every_ranking_hears_of_its_own_answer(runs, see
             elif kind == "streamed query":
                 response = await query_engine(ours, streaming=True, use_async=True).aquery(question)
                 async for _ in response.response_gen:
-                    await asyncio.sleep(0.001 * random.random())  # noqa: S311
+                    await asyncio.sleep(0.001 * random.random())
             elif kind == "chat":
                 await chat_engine(ContextChatEngine, ours).achat(question)
             elif kind == "streamed chat":
                 stream = await chat_engine(ContextChatEngine, ours).astream_chat(question)
                 async for _ in stream.async_response_gen():
-                    await asyncio.sleep(0.001 * random.random())  # noqa: S311
+                    await asyncio.sleep(0.001 * random.random())
             else:
                 await Asks(ours, Repeats(pause=0.002)).run(question=question)
 

@@ -35,7 +35,7 @@ NOT_CITED = -2.0
 LEAST_CITED = -1.0
 """Log-odds that a citation adds, and that its absence takes where others are cited. An answer may share few words with
 what it cites, so its evidence counts ``LEAST_CITED`` at least; but where another document has far more, the numbers of
-the prompt were others or the citation is made up, and it teaches nothing."""
+the prompt were others or the citation is made up, and the evidence decides."""
 
 HEDGED = -1.5
 """Log-odds that a sentence without an answer takes from what the other sentences say."""
@@ -101,7 +101,7 @@ def _attribution(names: Sequence[str], logits: Array, cited: set[int], *, abstai
     return Attribution(
         probabilities=found,
         rewards={name: round(value, 4) for name, value in found.items() if name in sure},
-        source=CITATION if cited else CONTEXT_USE,
+        source=CITATION if any(names[place] in sure for place in cited) else CONTEXT_USE,
         cited=tuple(names[place] for place in sorted(cited)),
         abstained=abstained,
         features=columns,

@@ -1,4 +1,4 @@
-"""Sources that an answer names: ``[1]``, ``[doc-id]``, "Source 2", footnotes, tags, and fields of structured answers."""
+"""Sources that an answer names: ``[1]``, ``[doc-id]``, "Source 2", footnotes, tags, fields of structured answers."""
 
 from __future__ import annotations
 
@@ -8,27 +8,28 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-_SOURCE = (r"(?:sources?|documents?|docs?|passages?|contexts?|references?|refs?|citations?|quellen?|dokumente?|fuentes?|"
-           r"documentos?|fonti|fonte|fontes|ids?)")
-_BRACKETS = re.compile(rf"[\[\u3010]{{1,2}}\s*(?:{_SOURCE}\s*[:#.]?\s*)?([^\[\]\u3010\u3011\n]{{1,300}})[\]\u3011]{{1,2}}", re.I)
+_SOURCE = (r"(?:sources?|documents?|docs?|passages?|contexts?|references?|refs?|citations?|quellen?|dokumente?|"
+           r"fuentes?|documentos?|fonti|fonte|fontes|ids?)")
+_BRACKETS = re.compile(rf"[\[\u3010]{{1,2}}\s*(?:{_SOURCE}\s*[:#.]?\s*)?"
+                       r"([^\[\]\u3010\u3011\n]{1,300})[\]\u3011]{1,2}", re.I)
 _PARENTHESES = re.compile(rf"\(\s*(?:see\s+)?{_SOURCE}\s*[:#.]?\s*([^()\n]{{1,200}})\)", re.I)
-_SPOKEN = re.compile(rf"\b{_SOURCE}\s*(?:no\.?|nr\.?|number|id)?\s*[:#]?\s*(\d{{1,3}}(?:\s*(?:,|&|and|und|y|et|e)\s*\d{{1,3}}){{0,8}})\b",
-                     re.I)
+_SPOKEN = re.compile(rf"\b{_SOURCE}\s*(?:no\.?|nr\.?|number|id)?\s*[:#]?\s*"
+                     r"(\d{1,3}(?:\s*(?:,|&|and|und|y|et|e)\s*\d{1,3}){0,8})\b", re.I)
 _TAGS = re.compile(r"<(?:cite|citation|ref|reference|source|doc|document|sup|co)\b([^<>\n]{0,200})>"
                    r"(?:([^<>\n]{0,200})</\w{1,12}>)?", re.I)
 _SUPERSCRIPTS = re.compile("(?<=[.,;:!?)\u00bb\"\u201d])([\u00b9\u00b2\u00b3\u2070\u2074-\u2079]{1,3})")
 _NOTE = re.compile(r"^[ \t]*(?:\[\^?(\d{1,3})\][:.]?|(\d{1,3})[.)])[ \t]+(\S.*)$", re.M)
-_HEADING = re.compile(r"^[ \t#*]*(?:sources?|references?|citations?|quellen|fuentes|footnotes?|works cited)[ \t*]*:?[ \t*]*$",
-                      re.I | re.M)
+_HEADING = re.compile(r"^[ \t#*]*(?:sources?|references?|citations?|quellen|fuentes|footnotes?|works cited)"
+                      r"[ \t*]*:?[ \t*]*$", re.I | re.M)
 _BETWEEN = re.compile(r"\s*(?:[,;&]|\band\b|\bund\b|\by\b|\bet\b)\s*", re.I)
 _NUMBER = re.compile(rf"(?:{_SOURCE}\s*[:#]?\s*)?\^?#?(\d{{1,3}})(?:\u2020\w*)?$", re.I)
 _RANGE = re.compile(r"(\d{1,3})\s*[-\u2013]\s*(\d{1,3})$")
 _ATTRIBUTE = re.compile(r"[\w-]+\s*=\s*[\"']?([^\"'\s/>]+)")
 _DIGITS = str.maketrans("\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079", "0123456789")
 _TELLING_ID = re.compile(r"[\d_:/#.-]")
-_FIELDS = re.compile(r"(?:used_?|cited_?|supporting_?)?(?:sources?|source_?(?:ids?|numbers?|index(?:es)?)|citations?|cit(?:ed|es)|references?|"
-                     r"refs?|doc(?:ument)?s?|doc(?:ument)?_?(?:ids?|numbers?)|node_?ids?|passages?|passage_?ids?|chunk_?ids?|ids|"
-                     r"used|supporting|footnotes?|evidence_?ids?)", re.I)
+_FIELDS = re.compile(r"(?:used_?|cited_?|supporting_?)?(?:sources?|source_?(?:ids?|numbers?|index(?:es)?)|citations?|"
+                     r"cit(?:ed|es)|references?|refs?|doc(?:ument)?s?|doc(?:ument)?_?(?:ids?|numbers?)|node_?ids?|passages?|"
+                     r"passage_?ids?|chunk_?ids?|ids|used|supporting|footnotes?|evidence_?ids?)", re.I)
 _NAMES = ("id", "source_id", "doc_id", "document_id", "node_id", "chunk_id", "source", "index", "number")
 _TEXTS = ("page_content", "text", "content")
 _DEEPEST = 6
@@ -179,7 +180,8 @@ def _stands_in(name: str, text: str) -> bool:
 
 
 def _id_in(line: str, labels: Labels) -> str | None:
-    return next((name for name in labels.ids if len(name) > 1 and not name.isdecimal() and _stands_in(name, line)), None)
+    known = (name for name in labels.ids if len(name) > 1 and not name.isdecimal())
+    return next((name for name in known if _stands_in(name, line)), None)
 
 
 def _json(text: str) -> Any:

@@ -54,15 +54,15 @@ def features(said: Sequence[str], texts: Sequence[str], *, query: str = "", enco
     said = said[:_MAX_SENTENCES]
     found = _Words([content_tokens(part)[:_MAX_WORDS] for part in said],
                    [content_tokens(text[:_MAX_CHARACTERS])[:_MAX_WORDS] for text in texts])
-    if not found.words:
+    if not found.words or not texts:
         return np.zeros((len(texts), len(WORDS if encode is None else (*WORDS, *MEANING))))
     asked = set(content_tokens(query))
     weights = found.weights(asked=asked, keys=_keys(said))
     share = found.has @ weights / weights.sum()
     own = (found.has / np.maximum(found.holders, 1)) @ [float(word not in asked) for word in found.words]
     coverage = found.coverage()
-    columns = [_lead(share), found.added(weights, share), own / max(own.max(), 1e-9), np.sqrt(found.phrases()), found.longest_run(),
-               found.best_sentence(weights, share), coverage / (coverage + _HALF_COVERED)]
+    columns = [_lead(share), found.added(weights, share), own / max(own.max(), 1e-9), np.sqrt(found.phrases()),
+               found.longest_run(), found.best_sentence(weights, share), coverage / (coverage + _HALF_COVERED)]
     if encode is not None:
         columns += _likeness(said, texts, encode)
     return np.array(columns).T

@@ -113,7 +113,7 @@ class Forest:
             return bool(tree.rankings)
 
     def ended(self, run: Hashable, output: Any) -> Callable[[], list[Answered]] | None:
-        """Note that a run ended well; for the root of a tree, return what finds its answers, to be called at leisure."""
+        """Note that a run ended well; for the root of a tree, return what finds its answers, at leisure."""
         return self._ended(run, output, state="done")
 
     def failed(self, run: Hashable) -> None:

@@ -50,14 +50,15 @@ class NeuralCacheCallbackHandler(BaseCallbackHandler):
         handler = NeuralCacheCallbackHandler(compressor)
         chain.invoke(question, config={"callbacks": [handler]})      # or once: chain.with_config(callbacks=[handler])
 
-    It follows the run tree: rankings anywhere in a run, by a retriever, a compressor or by hand in a ``RunnableLambda``,
-    belong to the answer of the innermost chain around them in which a model is asked afterwards. Parallel runs, batches,
-    streams and agents that retrieve several times each keep their own; runs that fail, are cancelled or whose stream is
-    not read to its end teach nothing. A chain's answer is its text, message or state (``ANSWER_KEYS``).
+    It follows the run tree: rankings anywhere in a run, by a retriever, a compressor or by hand in a
+    ``RunnableLambda``, belong to the answer of the innermost chain around them in which a model is asked afterwards.
+    Parallel runs, batches, streams and agents that retrieve several times each keep their own; runs that fail, are
+    cancelled or whose stream is not read to its end teach nothing. A chain's answer is its text, message or state
+    (``ANSWER_KEYS``).
 
-    One handler serves synchronous and asynchronous chains, and any number of them. The answer waits for none of this: it
-    is looked at in a thread, at most ``capacity`` answers wait. ``flush()`` waits for them, ``close()`` ends it; what
-    waits at the interpreter's exit is done. ``on_attribution`` is called with each result, in that thread.
+    One handler serves synchronous and asynchronous chains, and any number of them. The answer waits for none of this:
+    it is looked at in a thread, at most ``capacity`` answers wait. ``flush()`` waits for them, ``close()`` ends it;
+    what waits at the interpreter's exit is done. ``on_attribution`` is called with each result, in that thread.
     """
 
     run_inline = True

@@ -66,8 +66,8 @@ class NeuralCacheInstrumentor:
 
     It adds an event handler and a span handler to LlamaIndex's root dispatcher. A ranking belongs to the answer of the
     innermost span around it in which a model is asked afterwards: a query, a chat turn, a workflow. Streamed answers
-    count when they were read to the end; what fails, is cancelled or is left half-read teaches nothing. (The stream of a
-    ``StreamingResponse`` is wrapped for that, token by token.)
+    count when they were read to the end; what fails, is cancelled or is left half-read teaches nothing. (The stream of
+    a ``StreamingResponse`` is wrapped for that, token by token.)
 
     The answer waits for none of this: it is looked at in a thread, at most ``capacity`` answers wait. ``flush()`` waits
     for them; ``close()`` takes the handlers off and ends it; what waits at the interpreter's exit is done.

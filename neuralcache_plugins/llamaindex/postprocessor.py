@@ -58,8 +58,8 @@ class NeuralCachePostprocessor(BaseNodePostprocessor):
     ``from_dict(data, store=..., embed_model=...)`` gives back what a dictionary cannot hold: a model, a URL's secret.
 
     *Observing.* Each call is one span with a ``ReRankStartEvent`` and a ``ReRankEndEvent``. The latter always
-    follows, with no nodes when the call failed; its tags ``ranking_id`` and ``namespace`` name the ranking that feedback
-    may refer to.
+    follows, with no nodes when the call failed; its tags ``ranking_id`` and ``namespace`` name the ranking that
+    feedback may refer to.
     """
 
     # a misspelt option may hold a password: errors name the option, not its value

@@ -414,14 +414,14 @@ class Reranker:
         ("context_use"). Only documents that the answer used in all likelihood are rewarded, by their probability; an
         answer that says it cannot answer gives no feedback. The same answer observed twice counts once.
 
-        The texts of recent rankings are still in memory (``RerankSettings.shown_characters``); for others pass ``texts``:
-        the list that was ranked, or texts by document id. ``prompt``, if given, tells which document ``[2]`` is; without
-        it that is the second one shown. Sentences are compared by the local encoder (extra ``local``) where it is
-        installed. Takes milliseconds, beside a durable write per ranking.
+        The texts of recent rankings are still in memory (``RerankSettings.shown_characters``); for others pass
+        ``texts``: the list that was ranked, or texts by document id. ``prompt``, if given, tells which document ``[2]``
+        is; without it that is the second one shown. Sentences are compared by the local encoder (extra ``local``) where
+        it is installed. Takes milliseconds, beside a durable write per ranking.
 
         Raises ``InvalidInputError`` when the texts are not known, and what ``feedback`` raises.
         """
-        several = list(ranking) if isinstance(ranking, Sequence) and not isinstance(ranking, str | Ranking) else [ranking]
+        several = list(ranking) if isinstance(ranking, list | tuple) else [ranking]
         return self._answers.observe(
             several, answer, texts=texts, prompt=prompt, namespace=self._place(namespace),
             explicit=namespace is not None,

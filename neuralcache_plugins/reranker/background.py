@@ -18,8 +18,8 @@ Job = Callable[[], object]
 class Background:
     """Runs jobs one after the other in a thread of its own, which begins with the first job.
 
-    Beyond ``capacity`` waiting jobs the newest is dropped: ``done``, ``failed`` and ``dropped`` count. What a job raises
-    is logged. At the interpreter's exit, what waits is done.
+    Beyond ``capacity`` waiting jobs the newest is dropped: ``done``, ``failed`` and ``dropped`` count. What a job
+    raises is logged. At the interpreter's exit, what waits is done.
     """
 
     def __init__(self, name: str, *, capacity: int) -> None:
