@@ -175,6 +175,7 @@ def test_a_document_that_adds_nothing_to_a_better_one_gets_no_reward():
     texts = ["card payment fee charged", "card payment", "cash withdrawal"]
 
     assert list(attribute("Read about card payment fee charged.", ["a", "b", "c"], texts).rewards) == ["a"]
+    assert list(attribute("Read about card payment.", ["a", "b", "c"], texts).rewards) == ["b"]
 
 
 def test_a_document_shown_twice_counts_once():

@@ -91,6 +91,12 @@ def first_after_eight_rewards(settings: RerankSettings) -> str:
         return reranker.rerank(QUESTION, TEXTS, ids=IDS).ids[0]
 
 
+def rankings_whose_texts_are_known(settings: RerankSettings) -> int:
+    with opened(settings) as reranker:
+        rankings = [reranker.rerank(QUESTION, TEXTS, ids=IDS) for _ in range(3)]
+        return sum(reranker.has_texts(ranking.ranking_id) for ranking in rankings)
+
+
 def credit_after_a_day(settings: RerankSettings) -> float:
     clock = FakeClock()
     with opened(settings, clock=clock) as reranker:
@@ -466,6 +472,7 @@ RERANK = {
     "encoder_timeout_seconds": Effect(
         degraded_by_an_encoder_that_needs_a_moment, (), 0.001, ("encoder",), 0.0, ABOVE_0),
     "texts_in_memory": Effect(texts_whose_words_are_counted_in_two_calls, 6, 2, 10, 0, LEAST_1),
+    "shown_characters": Effect(rankings_whose_texts_are_known, 3, 600, 2, -1, LEAST_0),
     "seed": Effect(whether_it_explores_like_seed_0, True, 1, False, -1, LEAST_0),
 }
 CACHE = {

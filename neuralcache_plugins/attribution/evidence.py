@@ -19,7 +19,7 @@ Encode = Callable[[list[str]], Matrix]
 
 WORDS = ("lead", "added words", "own words", "phrases", "longest run", "best sentence", "coverage")
 """What words tell of a document. ``lead``: the share of the answer's words that it has, over the best other's.
-``added words``: how much of what it has is not in the document that has most; 1 for that one.
+``added words``: how much of what it has is not in the document that has most, and says least besides; 1 for that one.
 ``own words``: the words that only it and few others have, over the most that one has. ``phrases``: the share of
 neighbouring words that are neighbours in it too, its square root. ``longest run``: the most words in a row that both
 have, of those that the document has, or of a dozen. ``best sentence``: the largest share of one sentence.
@@ -61,7 +61,7 @@ def features(said: Sequence[str], texts: Sequence[str], *, query: str = "", enco
     share = found.has @ weights / weights.sum()
     own = (found.has / np.maximum(found.holders, 1)) @ [float(word not in asked) for word in found.words]
     coverage = found.coverage()
-    columns = [_lead(share), found.added(weights, share), own / max(own.max(), 1e-9), np.sqrt(found.phrases()),
+    columns = [_lead(share), found.added(weights, share, coverage), own / max(own.max(), 1e-9), np.sqrt(found.phrases()),
                found.longest_run(), found.best_sentence(weights, share), coverage / (coverage + _HALF_COVERED)]
     if encode is not None:
         columns += _likeness(said, texts, encode)
@@ -86,10 +86,11 @@ class _Words:
         weights: Array = rarity * np.array(factors)
         return weights
 
-    def added(self, weights: Array, share: Array) -> Array:
-        rest = self.has * (1.0 - self.has[int(share.argmax())])
+    def added(self, weights: Array, share: Array, coverage: Array) -> Array:
+        best = int(np.lexsort((coverage, share))[-1])
+        rest = self.has * (1.0 - self.has[best])
         added: Array = (rest @ weights) / np.maximum(self.has @ weights, 1e-9)
-        return np.where(share == share.max(), 1.0, added)
+        return np.where((share == share[best]) & (coverage == coverage[best]), 1.0, added)
 
     def best_sentence(self, weights: Array, otherwise: Array) -> Array:
         """Return the largest share of a sentence's words; short sentences are no evidence of their own."""
