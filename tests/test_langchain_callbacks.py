@@ -211,10 +211,12 @@ async def test_a_stream_that_is_given_up_teaches_nothing(compressor, handler, re
     chain, config = rag(compressor), {"callbacks": [handler]}
 
     stream = chain.stream("fjord", config=config)
-    next(stream)
+    for _ in range(len(FACTS["fjord"].split()) - 1):  # enough to tell which document it is from
+        next(stream)
     stream.close()
     astream = chain.astream("geyser", config=config)
-    await anext(astream)
+    for _ in range(len(FACTS["geyser"].split()) - 1):
+        await anext(astream)
     await astream.aclose()
 
     assert told(handler, reranker) == []
@@ -258,6 +260,39 @@ async def test_a_retrieval_that_no_model_follows_is_no_answer(call, compressor, 
 
     assert told(handler, reranker) == []
     assert handler.stats().answers == 0
+
+
+async def test_a_retrieval_after_the_answer_is_no_part_of_it(call, compressor, handler, reranker):
+    """The answer of the first retrieval would fit the second as well."""
+    inner, again = rag(compressor), found_by(PLACES[0], compressor)
+
+    async def aoutside(question):
+        answer = await inner.ainvoke(question)
+        await again.ainvoke(f"again {question}")
+        return answer
+
+    def outside(question):
+        answer = inner.invoke(question)
+        again.invoke(f"again {question}")
+        return answer
+
+    await call(RunnableLambda(outside, afunc=aoutside), "invoke", "delta", config={"callbacks": [handler]})
+
+    assert told(handler, reranker) == own("delta")
+
+
+async def test_an_answer_within_a_run_that_fails_teaches_nothing(call, compressor, handler, reranker):
+    def fail(answer):
+        raise RuntimeError("too late")
+
+    with pytest.raises(RuntimeError, match="too late"):
+        await call(rag(compressor) | RunnableLambda(lambda answer: answer) | RunnableLambda(fail), "invoke", "amber",
+                   config={"callbacks": [handler]})
+    with pytest.raises(RuntimeError, match="too late"):
+        await call(RunnableLambda(rag(compressor).invoke, afunc=rag(compressor).ainvoke) | RunnableLambda(fail), "invoke",
+                   "basalt", config={"callbacks": [handler]})
+
+    assert told(handler, reranker) == []
 
 
 async def test_a_question_rewritten_by_a_model_before_the_retrieval_is_no_answer(call, compressor, handler, reranker):

@@ -25,6 +25,7 @@ from llama_index.core.llms import CustomLLM
 from llama_index.core.llms.callbacks import llm_completion_callback
 from llama_index.core.memory import ChatMemoryBuffer
 from llama_index.core.query_engine import CitationQueryEngine, RetrieverQueryEngine
+from llama_index.core.query_engine.citation_query_engine import CITATION_QA_TEMPLATE
 from llama_index.core.schema import TextNode
 from llama_index.core.tools import QueryEngineTool
 from llama_index.core.workflow import StartEvent, StopEvent, Workflow, step
@@ -72,11 +73,11 @@ class Repeats(CustomLLM):
         if self.fails:
             raise RuntimeError("the model is down")
         name = re.findall(r"about (\w+)", prompt)[-1]
+        if self.cites:
+            number = re.findall(rf"Source (\d+):\n{FACTS[name][:12]}", prompt)[0]
+            return f"As told there [{number}]."
         if FACTS.get(name, "?") not in prompt:
             return "I'm sorry, I don't know."
-        if self.cites:
-            number = re.findall(rf"Source (\d+):\n{FACTS[name]}", prompt)[0]
-            return f"As told there [{number}]."
         return f"{FACTS[name]}."
 
     @llm_completion_callback()
@@ -203,13 +204,21 @@ async def test_streaming_chat_engines_too(kind, ours, instrumentor, reranker):
     assert told(instrumentor, reranker) == own("basalt", "heath")
 
 
-async def test_the_citations_of_a_citation_query_engine_count(call, ours, instrumentor, reranker):
-    """Its sources are chunks that it numbers itself."""
-    engine = CitationQueryEngine.from_args(INDEX, llm=Repeats(cites=True), retriever=retriever(),
-                                           node_postprocessors=[ours])
+@pytest.mark.parametrize("streaming", [False, True])
+async def test_the_citations_of_a_citation_query_engine_count(call, streaming, ours, instrumentor, reranker):
+    """Its sources are parts of nodes, which it numbers itself: two and more a node, so the numbers are not the ranks."""
+    engine = CitationQueryEngine.from_args(
+        INDEX, llm=Repeats(cites=True), retriever=retriever(), node_postprocessors=[ours], citation_chunk_size=8,
+        citation_chunk_overlap=0, response_synthesizer=get_response_synthesizer(
+            llm=Repeats(cites=True), response_mode="compact", text_qa_template=CITATION_QA_TEMPLATE,
+            streaming=streaming))
 
-    await call(engine, "query", "tell me about heath")
-
+    # the words of another fact come first, and with them its parts
+    response = await call(engine, "query", f"{FACTS['coral']}, tell me about heath")
+    if streaming:
+        gen = response.response_gen
+        said = [token async for token in gen] if hasattr(gen, "__anext__") else list(gen)
+        assert said
     assert told(instrumentor, reranker) == [("heath", ("heath",), "citation")]
 
 

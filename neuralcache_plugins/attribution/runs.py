@@ -151,7 +151,7 @@ class Forest:
             if not tree.over or (root in tree.outputs and self._waits and tree.speaking):
                 return None
             self._drop(root)
-        if root not in tree.outputs or not tree.models:
+        if not tree.models:
             return None
         return lambda: answers(tree, self._answer_in)
 
