@@ -202,8 +202,8 @@ def row_stream(data: Path) -> None:
             by_user, by_use = (play(data, encoder, seed, explicit=each, limit=LIMIT) for each in (True, False))
             shares.append((by_use["last"] - by_use["cold"]) / (by_user["last"] - by_user["cold"]))
             print(f"stream, {encoder}, seed {seed}: right article first in the last 2,000: cold {by_user['cold']:.3f}"
-                  f", explicit feedback {by_user['last']:.3f}, context use {by_use['last']:.3f}, {shares[-1]:.1%} of the "
-                  f"gain; of the rewarded documents {by_use['precision']:.3f} were right", flush=True)
+                  f", explicit feedback {by_user['last']:.3f}, context use {by_use['last']:.3f}, {shares[-1]:.1%} of "
+                  f"the gain; of the rewarded documents {by_use['precision']:.3f} were right", flush=True)
         print(f"stream, {encoder}: {statistics.median(shares):.1%} of the gain (median): must be >= 95 %")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import FrozenInstanceError
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -209,11 +210,11 @@ def slow_features(said, texts):
 
     answer = [content_tokens(part) for part in said]
     words = {word for part in answer for word in part}
-    pairs = {(a, b) for part in answer for a, b in zip(part, part[1:], strict=False)}
+    pairs = {(a, b) for part in answer for a, b in pairwise(part)}
     rows = []
     for text in texts:
         tokens = content_tokens(text)
-        own = {(a, b) for a, b in zip(tokens, tokens[1:], strict=False)}
+        own = {(a, b) for a, b in pairwise(tokens)}
         longest = max((length for length in range(1, 13) for part in answer for i in range(len(part) - length + 1)
                        for j in range(len(tokens) - length + 1) if part[i : i + length] == tokens[j : j + length]),
                       default=0)
@@ -223,8 +224,8 @@ def slow_features(said, texts):
     return np.array(rows)
 
 
-SAID = st.lists(st.lists(st.sampled_from("amber basalt coral delta ember fjord".split()), max_size=8).map(" ".join),
-                min_size=1, max_size=4)
+WORD = st.sampled_from(["amber", "basalt", "coral", "delta", "ember", "fjord"])
+SAID = st.lists(st.lists(WORD, max_size=8).map(" ".join), min_size=1, max_size=4)
 
 
 @given(SAID, SAID)
@@ -244,9 +245,11 @@ def test_phrases_runs_and_coverage_are_what_they_say(said, texts):
 REFUSALS = [
     "I don't know.", "I\u2019m sorry, but I can\u2019t find that in the documents.", "I cannot answer that question.",
     "The provided context does not contain information about it.", "There is no information on that.",
-    "Das wei\u00df ich leider nicht.", "Dazu gibt es keine Informationen.", "Je ne sais pas.", "No lo s\u00e9, lo siento.",
+    "Das wei\u00df ich leider nicht.", "Dazu gibt es keine Informationen.", "Je ne sais pas.",
+    "No lo s\u00e9, lo siento.",
     "Non lo so.", "N\u00e3o sei.", "Ik weet het niet.", "\u6211\u4e0d\u77e5\u9053\u3002",
-    "\u308f\u304b\u308a\u307e\u305b\u3093\u3002", "\uc8c4\uc1a1\ud569\ub2c8\ub2e4.", "\u042f \u043d\u0435 \u0437\u043d\u0430\u044e.",
+    "\u308f\u304b\u308a\u307e\u305b\u3093\u3002", "\uc8c4\uc1a1\ud569\ub2c8\ub2e4.",
+    "\u042f \u043d\u0435 \u0437\u043d\u0430\u044e.",
 ]
 
 
@@ -258,7 +261,8 @@ def test_an_answer_that_answers_nothing_gives_no_feedback(answer):
     assert (found.rewards, set(found.probabilities.values())) == ({}, {0.0})
 
 
-ANSWERS = ["You cannot open an account without a passport.", "Sorry is not a plan.", "Nobody knows who built it in 1200.",
+ANSWERS = ["You cannot open an account without a passport.", "Sorry is not a plan.",
+           "Nobody knows who built it in 1200.",
            "The document was signed in 1848.", "No fee is charged.", "Do not share your code."]
 
 
@@ -297,7 +301,7 @@ def test_an_attribution_is_frozen_and_explains_itself():
     assert "a&lt;b" in found._repr_html_()
     assert "a<b" not in found._repr_html_()
     assert attribute("I don't know.", IDS, TEXTS).explain().startswith("the answer says that it cannot answer")
-    assert Attribution({}, {}).explain() == "what the answer used, by context_use; told: nobody\nid  used  reward  cited"
+    assert Attribution({}, {}).explain().splitlines()[1] == "id  used  reward  cited"
 
 
 def test_it_holds_no_text():

@@ -289,8 +289,8 @@ async def test_an_answer_within_a_run_that_fails_teaches_nothing(call, compresso
         await call(rag(compressor) | RunnableLambda(lambda answer: answer) | RunnableLambda(fail), "invoke", "amber",
                    config={"callbacks": [handler]})
     with pytest.raises(RuntimeError, match="too late"):
-        await call(RunnableLambda(rag(compressor).invoke, afunc=rag(compressor).ainvoke) | RunnableLambda(fail), "invoke",
-                   "basalt", config={"callbacks": [handler]})
+        within = RunnableLambda(rag(compressor).invoke, afunc=rag(compressor).ainvoke)
+        await call(within | RunnableLambda(fail), "invoke", "basalt", config={"callbacks": [handler]})
 
     assert told(handler, reranker) == []
 

@@ -206,7 +206,7 @@ async def test_streaming_chat_engines_too(kind, ours, instrumentor, reranker):
 
 @pytest.mark.parametrize("streaming", [False, True])
 async def test_the_citations_of_a_citation_query_engine_count(call, streaming, ours, instrumentor, reranker):
-    """Its sources are parts of nodes, which it numbers itself: two and more a node, so the numbers are not the ranks."""
+    """Its sources are parts of nodes, which it numbers itself: two or more a node, so numbers are not ranks."""
     engine = CitationQueryEngine.from_args(
         INDEX, llm=Repeats(cites=True), retriever=retriever(), node_postprocessors=[ours], citation_chunk_size=8,
         citation_chunk_overlap=0, response_synthesizer=get_response_synthesizer(

@@ -32,7 +32,8 @@ def ranked(reranker, **options):
 
 def told(reranker):
     events = [recorded.event for recorded in reranker.store.read()]
-    return [(event.ranking_id, dict(event.rewards), event.source) for event in events if isinstance(event, FeedbackGiven)]
+    given = [event for event in events if isinstance(event, FeedbackGiven)]
+    return [(event.ranking_id, dict(event.rewards), event.source) for event in given]
 
 
 async def test_what_the_answer_used_is_rewarded_by_its_probability(call, reranker):
@@ -103,8 +104,8 @@ def test_the_prompt_tells_what_numbers_mean(reranker):
 def test_texts_that_are_forgotten_must_be_passed(reranker):
     with Reranker(HashingEncoder(), store="memory://", settings=RerankSettings(shown_characters=0)) as small:
         ranking = ranked(small)
-        with pytest.raises(InvalidInputError, match=rf"^the texts of ranking {ranking.ranking_id} are no longer in memory "
-                                                    r"\(RerankSettings.shown_characters\); pass texts=$"):
+        why = rf"^the texts of ranking {ranking.ranking_id} are no longer in memory "
+        with pytest.raises(InvalidInputError, match=why + r"\(RerankSettings.shown_characters\); pass texts=$"):
             small.observe_answer(ranking, ANSWER)
 
         assert list(small.observe_answer(ranking, ANSWER, texts=TEXTS).rewards) == ["reset"]

@@ -20,7 +20,8 @@ _ENGLISH = r"""
         \ (?:\w+\ )?(?:find|answer|determine|provide|help|locate|tell|say|assist|give|confirm|verify|share|discuss
         |comply)\b
   | \bunable\ to\ (?:find|answer|determine|provide|locate|assist|help)\b
-  | \b(?:i'm|i\ am|we're|we\ are)\ (?:very\ |so\ |really\ )?sorry\b | ^sorry(?:[,.!]|\ (?:but|i|we|that|about|for)\b|$) | \bmy\ apologies\b | ^(?:i
+  | \b(?:i'm|i\ am|we're|we\ are)\ (?:very\ |so\ |really\ )?sorry\b
+  | ^sorry(?:[,.!]|\ (?:but|i|we|that|about|for)\b|$) | \bmy\ apologies\b | ^(?:i
         |we)\ apologi[sz]e\b
   | \b(?:documents?|contexts?|sources?|passages?|texts?|articles?|excerpts?|information|materials?|snippets?|results?)\b
         (?:\ \w+){0,3}\ (?:do|does|did)(?:\ not|n't)\ (?:\w+\ )?

@@ -61,8 +61,9 @@ def features(said: Sequence[str], texts: Sequence[str], *, query: str = "", enco
     share = found.has @ weights / weights.sum()
     own = (found.has / np.maximum(found.holders, 1)) @ [float(word not in asked) for word in found.words]
     coverage = found.coverage()
-    columns = [_lead(share), found.added(weights, share, coverage), own / max(own.max(), 1e-9), np.sqrt(found.phrases()),
-               found.longest_run(), found.best_sentence(weights, share), coverage / (coverage + _HALF_COVERED)]
+    columns = [_lead(share), found.added(weights, share, coverage), own / max(own.max(), 1e-9),
+               np.sqrt(found.phrases()), found.longest_run(), found.best_sentence(weights, share),
+               coverage / (coverage + _HALF_COVERED)]
     if encode is not None:
         columns += _likeness(said, texts, encode)
     return np.array(columns).T
