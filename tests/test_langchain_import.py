@@ -66,6 +66,6 @@ def test_the_adapter_loads_langchain_core_alone():
 
 def test_the_public_names_are_listed():
     """Sorted, and all there."""
-    assert adapter.__all__ == ["CachedRunnable", "NeuralCacheCallbackHandler", "NeuralCacheCompressor", "NeuralCacheLLMCache", "NeuralCacheRetriever",
-                               "cached", "document_versions"]
+    assert adapter.__all__ == ["CachedRunnable", "NeuralCacheCallbackHandler", "NeuralCacheCompressor",
+                               "NeuralCacheLLMCache", "NeuralCacheRetriever", "cached", "document_versions"]
     assert all(hasattr(adapter, name) for name in adapter.__all__)
