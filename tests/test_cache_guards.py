@@ -48,7 +48,7 @@ def test_every_difference_has_a_known_guard_and_says_why(ours: str, theirs: str)
     ("run 20 km", "run 20 miles", "other unit: 20 kilometre against 20 mile"),
     ("open on Friday", "open on Monday", "other date: friday against monday"),
     ("I can pay", "I can not pay", "other sense: plain against negated"),
-    ("enable my card", "disable my card", "other meaning: enabl against disabl"),
+    ("enable my card", "disable my card", "other meaning: enable against disable"),
     ("how to lock it", "how to unlock it", "other meaning: lock against unlock"),
     ("is it comfortable", "is it uncomfortable", "other meaning: comfortabl against uncomfortabl"),
     ("is it uncomfortable", "is it comfortable", "other meaning: uncomfortabl against comfortabl"),

@@ -221,7 +221,7 @@ def test_entries_from_before_the_alarm_are_not_served() -> None:
 
 
 @pytest.mark.parametrize(("question", "entry", "reason"), [
-    ("how do I enable 2FA", "how do I disable 2FA", "other meaning: enabl against disabl"),
+    ("how do I enable 2FA", "how do I disable 2FA", "other meaning: enable against disable"),
     ("send 20 euros", "send 30 euros", "other number: 20 against 30"),
     ("where is Alice", "where is Bob", "other name: alic against bob"),
 ])
@@ -237,6 +237,16 @@ def test_behind_a_vetoed_neighbour_the_next_one_may_serve() -> None:
     decision = serving().decide(parse("enable my card"), near("disable my card", "enable the card"), now=2.0, coin=0.9)
 
     assert (decision.entry, decision.audit) == (1, False)
+
+
+def test_a_nearer_neighbour_that_was_vetoed_is_told_of_when_the_next_one_does_not_serve_either() -> None:
+    policy = serving()
+    policy.cuts[:] = 2.0
+
+    decision = policy.decide(parse("enable my card"), near("disable my card", "order the card"), now=2.0, coin=0.9)
+
+    assert decision.candidate == 1
+    assert decision.reasons == ("score 0.500 is below the cut 0.881", "other meaning: enable against disable")
 
 
 def test_without_neighbours_there_is_nothing_to_judge() -> None:

@@ -16,7 +16,7 @@ import pytest
 from rich.console import Console
 
 from neuralcache_plugins import Reranker, demo, settings
-from neuralcache_plugins.demo import story
+from neuralcache_plugins.demo import caching, story
 from neuralcache_plugins.demo.corpus import Page, pages, read_pages, sources
 
 TOPICS = {"calendar", "fnmatch", "glob", "heapq", "random", "statistics", "tempfile", "webbrowser"}
@@ -90,6 +90,58 @@ def test_most_right_pages_move_up_and_none_down(shown: tuple[str, Path]) -> None
 
 def test_an_unrelated_question_stays_as_it_was(shown: tuple[str, Path]) -> None:
     assert f'"{story.UNRELATED}": all 10 pages as without learning' in " ".join(shown[0].split())
+
+
+def test_the_certificate_fills_up_until_similar_questions_are_answered(shown: tuple[str, Path]) -> None:
+    rows = [(int(asked), int(similar), said) for asked, similar, said in re.findall(
+        r"^ +(\d+) +0 +(\d+) +0 +(not yet, \d+ judged|rule \d of 6) *$", shown[0], re.MULTILINE)]
+    judged = [int(said.split()[2]) for _, _, said in rows if said.startswith("not yet")]
+
+    assert [asked for asked, _, _ in rows] == list(range(50, 401, 50))
+    assert all((similar == 0) == said.startswith("not yet") for _, similar, said in rows)
+    assert len(judged) >= 3
+    assert judged == sorted(set(judged))
+    assert rows[-1][1] >= 20
+
+
+def test_rewordings_are_answered_from_the_cache_and_near_misses_are_not(shown: tuple[str, Path]) -> None:
+    text = shown[0]
+
+    assert f"Of {len(caching.TRIALS)} rewordings, {len(caching.TRIALS)} were answered from the cache" in text
+    assert "questions that only look the same, 0 got another question's answer" in " ".join(text.split())
+    for trial in caching.TRIALS:
+        assert re.search(rf"^  first: {re.escape(trial.question)}\n +\S+, from the pipeline", text, re.MULTILINE)
+        assert re.search(rf"^  again: {re.escape(trial.reworded)}\n +\S+, from the cache: similar", text, re.MULTILINE)
+        assert re.search(rf"^  other: {re.escape(trial.near_miss)}\n +\S+, from the pipeline", text, re.MULTILINE)
+
+
+def test_it_says_why_a_near_miss_is_another_question(shown: tuple[str, Path]) -> None:
+    said = re.findall(r"from the pipeline: other (.+)", shown[0])
+
+    assert said == ["meaning: disable against enable", "number: 10 against 5", "name: safari against firefox"]
+    assert "nearest cached question: 'How do I enable automatic garbage collection?'" in shown[0]
+
+
+def test_a_question_that_was_answered_is_answered_from_the_cache_for_good(few: list[Page], tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'own.db'}"
+
+    played(url, few)
+    again = played(url, few)
+
+    # what was not reused the first time lies there now under its own words
+    assert re.search(r"^ +400 +3\d\d +\d+ +0 +rule \d of 6 *$", again, re.MULTILINE)
+    assert len(re.findall(r"from the cache: asked before$", again, re.MULTILINE)) == 2 * len(caching.TRIALS)
+    assert "questions that only look the same, 0 got another question's answer" in " ".join(again.split())
+
+
+def test_the_log_is_the_same_for_the_same_pages_and_asks_for_each_page_in_other_words(few: list[Page]) -> None:
+    log = caching.questions(few)
+    asked = [question for question, _ in log]
+
+    assert log == caching.questions(few)
+    assert len(set(asked)) == len(asked) == caching.PAGES * caching.WAYS
+    assert {page for _, page in log} <= {page.name for page in few}
+    assert not set(asked) & {question for trial in caching.TRIALS for question in trial}
 
 
 def test_the_figures_shown_are_those_in_the_file(shown: tuple[str, Path]) -> None:
@@ -207,5 +259,8 @@ def test_the_whole_demo_runs_as_a_command(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     assert "the same order in both frameworks" in done.stdout
     assert int(re.findall(r"Of 5 pages, (\d) moved up", done.stdout)[0]) >= 3
+    flat = " ".join(done.stdout.split())
+    assert re.search(r"Of 3 rewordings, [23] were answered from the cache", flat)
+    assert "that only look the same, 0 got another question's answer" in flat
     assert "\x1b" not in done.stdout
     assert list((tmp_path / "here").iterdir()) == []

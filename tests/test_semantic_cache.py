@@ -1080,7 +1080,7 @@ def test_explain_says_what_forbids_a_similar_answer(cache: SemanticCache) -> Non
     cache.put("how do I enable the alarm", "so", scope=SCOPE)
     told = cache.explain("how do I disable the alarm", SCOPE)
 
-    assert told.reasons == ("similar questions mean something else", "other meaning: disabl against enabl")
+    assert told.reasons == ("similar questions mean something else", "other meaning: disable against enable")
     assert cache.lookup("how do I disable the alarm", scope=SCOPE) is None
     assert cache.stats().misses == {"similar questions mean something else": 1}
 

@@ -12,7 +12,8 @@ import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
-from neuralcache_plugins.contracts import Encoder, Erasure, Matrix
+from neuralcache_plugins.contracts import Encoder, Erasure, Matrix, TelemetryStore
+from neuralcache_plugins.demo.caching import answer_again
 from neuralcache_plugins.demo.conversation import talk
 from neuralcache_plugins.demo.corpus import Page, Shelf, read_pages, sources
 from neuralcache_plugins.demo.ending import end
@@ -47,17 +48,18 @@ def run(
     ``store`` is a URL; what lies there stays. None is the demo's own file, which starts empty unless ``keep``.
     ``pages`` replace the standard library's documentation.
     """
-    console.print("[bold]neuralcache-plugins: a reranker that learns, in LangChain and in LlamaIndex[/bold]")
+    console.print("[bold]neuralcache-plugins: a reranker that learns and a cache that keeps its word[/bold]")
     with console.status("loading LangChain and LlamaIndex"):
         load_frameworks()
     encoder = LocalEncoder()
     shelf = build_shelf(console, encoder, pages)
     url = store or default_demo_url()
-    with _cast(console, shelf, encoder, url, fresh=store is None and not keep) as cast:
+    with _cast(console, shelf, encoder, url, fresh=store is None and not keep) as (cast, opened):
         if interactive:
             talk(console, cast.langchain, shelf)
         else:
             tell(console, cast)
+            answer_again(console, cast, encoder=encoder, store=opened, namespace=NAMESPACE)
         for pipeline in (cast.langchain, cast.llamaindex):
             pipeline.reranker.flush()
         end(console, cast.langchain.reranker, url=url, here=f"--store {url}" if store else "--keep")
@@ -86,7 +88,7 @@ def _encode(progress: Progress, encoder: Encoder, stock: Sequence[Page]) -> Matr
 
 
 @contextmanager
-def _cast(console: Console, shelf: Shelf, encoder: Encoder, url: str, *, fresh: bool) -> Iterator[Cast]:
+def _cast(console: Console, shelf: Shelf, encoder: Encoder, url: str, *, fresh: bool) -> Iterator[tuple[Cast, TelemetryStore]]:
     """Open the store and both pipelines on it, and one pipeline that never learns, for comparison."""
     with ExitStack() as stack:
         store = stack.enter_context(closing(open_store(url)))
@@ -98,4 +100,4 @@ def _cast(console: Console, shelf: Shelf, encoder: Encoder, url: str, *, fresh: 
         cast = Cast(shelf, LangChainPipeline(parts), LlamaIndexPipeline(parts), LangChainPipeline(cold))
         for pipeline in (cast.langchain, cast.llamaindex, cast.cold):
             stack.callback(pipeline.close)
-        yield cast
+        yield cast, store

@@ -89,7 +89,7 @@ def ask_first(console: Console, cast: Cast, question: str) -> None:
     console.print(f"This store remembers feedback given {known} times." if known else "Nothing was learned yet.")
     found = [page.name for page, _ in cast.shelf.search(question, CANDIDATES)]
     answers = [pipeline.ask(question) for pipeline in (cast.langchain, cast.llamaindex)]
-    table = _table("#", "retriever alone", cast.langchain.name, cast.llamaindex.name, title=f'"{question}"')
+    table = table_of("#", "retriever alone", cast.langchain.name, cast.llamaindex.name, title=f'"{question}"')
     for row in range(min(TOP, len(found))):
         table.add_row(str(row + 1), found[row], *(names[row] for names in answers))
     console.print(table)
@@ -108,7 +108,7 @@ def give_feedback(console: Console, cast: Cast) -> None:
         console.print(f"  {number}. {topic.right}, asked and told through {pipeline.name}")
     console.print("Learning starts with no say at all; its trust rises when it would have known the right page before "
                   "being told. Above 0.50 it counts.")
-    table = _table("need", "question", "rank", "trust")
+    table = table_of("need", "question", "rank", "trust")
     for turn in range(len(OPINIONS[0].asked)):
         for number, pipeline in enumerate(turns):
             topic = OPINIONS[number]
@@ -123,7 +123,7 @@ def ask_differently(console: Console, cast: Cast) -> list[Moved]:
     """Ask in words that nobody has used, each through the framework that was *not* told."""
     console.rule("3. New words, through the other framework", align="left")
     console.print("What one framework was told, the other knows: they share one store.")
-    table = _table("asked in", "a question never asked", "right page", "cold", "now")
+    table = table_of("asked in", "a question never asked", "right page", "cold", "now")
     moves = []
     for topic, pipeline in zip(OPINIONS, _in_turn(cast.llamaindex, cast.langchain), strict=True):
         cold = rank_of(topic.right, cast.cold.ask(topic.unheard))
@@ -188,7 +188,8 @@ def _shown(rank: int | None) -> str:
     return "-" if rank is None else str(rank)
 
 
-def _table(*columns: str, title: str | None = None) -> Table:
+def table_of(*columns: str, title: str | None = None) -> Table:
+    """Return an empty table that loses no rank on a narrow screen."""
     table = Table(*columns, title=title, title_justify="left", title_style="italic", box=box.SIMPLE_HEAD)
     for column in table.columns:
         header = str(column.header)

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Set
 from dataclasses import dataclass
 
 from neuralcache_plugins.semantic_cache.parsing import Question
-from neuralcache_plugins.semantic_cache.vocabulary import OPPOSITES, REVERSING_PREFIXES
+from neuralcache_plugins.semantic_cache.vocabulary import OPPOSITES, REVERSING_PREFIXES, SPELT
 
 GUARDS = ("number", "unit", "date", "negation", "opposite", "name", "kind", "language")
 """The names of the guards, in the order in which reasons are told."""
@@ -130,7 +130,7 @@ def _opposite(ours: Question, theirs: Question) -> tuple[Difference, ...]:
     pairs = [(word, facing) for word in here if word in OPPOSITES for facing in OPPOSITES[word] & there]
     pairs += _reversals(here, there)
     pairs += [(word, reversing) for reversing, word in _reversals(there, here)]
-    return (Difference("opposite", *min(pairs)),) if pairs else ()
+    return (Difference("opposite", *(SPELT.get(word, word) for word in min(pairs))),) if pairs else ()
 
 
 def _reversals(words: Iterable[str], plain: Set[str]) -> list[tuple[str, str]]:

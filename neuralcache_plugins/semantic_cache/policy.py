@@ -170,7 +170,8 @@ class Policy:
         if score >= cut:
             entry, reasons = candidate, ()
         else:
-            entry, reasons = None, (*_why_not(live, score, cut), *(each.reason for each in told[free[best]]))
+            nearer = [each.reason for found in told[:free[best]] for each in found if each.veto]
+            entry, reasons = None, (*_why_not(live, score, cut), *nearer, *(each.reason for each in told[free[best]]))
         return Decision(
             entry, candidate, _probability(score), _probability(cut), entry is not None and coin < rate, reasons,
             rows[best], coin, rate, now,

@@ -135,4 +135,7 @@ def _opposites() -> dict[str, frozenset[str]]:
 OPPOSITES = _opposites()
 """Stem -> stems of the opposite meaning, both ways."""
 
+SPELT = {tokens(word)[0]: word for word in reversed(_OPPOSITES.replace(",", " ").split())}
+"""Stem -> the word of ``OPPOSITES`` it stands for, to be shown to people."""
+
 REVERSING_PREFIXES = ("un", "dis", "de", "non", "in", "im")
