@@ -88,7 +88,9 @@ def _encode(progress: Progress, encoder: Encoder, stock: Sequence[Page]) -> Matr
 
 
 @contextmanager
-def _cast(console: Console, shelf: Shelf, encoder: Encoder, url: str, *, fresh: bool) -> Iterator[tuple[Cast, TelemetryStore]]:
+def _cast(
+    console: Console, shelf: Shelf, encoder: Encoder, url: str, *, fresh: bool
+) -> Iterator[tuple[Cast, TelemetryStore]]:
     """Open the store and both pipelines on it, and one pipeline that never learns, for comparison."""
     with ExitStack() as stack:
         store = stack.enter_context(closing(open_store(url)))

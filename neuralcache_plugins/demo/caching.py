@@ -28,12 +28,12 @@ PAGES, WAYS, ROW = 100, 4, 50
 PHRASES = ("how do I {}?", "{}", "I want to {}", "is there something to {}", "which function can {}?",
            "please help me {}")
 
-VERBS = frozenset("""
-    add apply append build call change check close compare compute convert copy create decode delete determine disable
+VERBS = frozenset(re.findall(r"\w+", """
+    add append apply build call change check close compare compute convert copy create decode delete determine disable
     display enable encode execute extract find format generate get insert join list load make merge move open parse pop
     print read register release remove replace reset restore return run save search send set sort split start stop store
     test transform update wait walk wrap write
-""".split())
+"""))
 
 
 class Trial(NamedTuple):
@@ -93,7 +93,7 @@ def _ways(sentence: str, rng: np.random.Generator) -> Iterator[str]:
 
 def _play(console: Console, cache: SemanticCache, log: Sequence[tuple[str, str]], scope: dict[str, object]) -> None:
     console.print(f"A log of {len(log)} questions, made from the first sentences of {len({page for _, page in log})} "
-                  f'pages, such as "{log[0][0]}". The right page is known, so every answer of the cache can be checked. '
+                  f'pages, such as "{log[0][0]}". The right page is known, so every answer can be checked. '
                   "The cache starts with exact repeats only. A similar question's answer is reused once tests have "
                   f"shown that at most {100 * MAX_ERROR:.0f} % of such answers are wrong.")
     table = table_of("asked", "exact", "similar", "wrong", "certificate")

@@ -24,7 +24,7 @@ import numpy.typing as npt
 
 from neuralcache_plugins.contracts import Array
 
-AIMS = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+AIMS = (0.5, 0.6, 0.7, 0.8, 0.9)
 """The error at which each rule's cut is aimed, as a share of the allowed one: a cut at the limit is never certified."""
 
 STAKES = np.minimum(np.outer(AIMS, (0.4, 0.8, 1.05)), 0.95)
@@ -35,11 +35,11 @@ RESTART_BELOW = 0.05
 """A wealth that fell so low starts anew with part of what was held back: early labels graded a score that knew
 nothing."""
 
-FIRST_START = 0.9
-FIRST_SHARE = 0.75
+FIRST_START = 0.95
+FIRST_SHARE = 0.85
 SMOOTHED_OVER, SMOOTHED_WITHIN = 100, 0.5
-ENOUGH, PATIENCE = 4, 1.2
-"""A first certificate goes into service with four rules, or after a fifth more labels than it took."""
+ENOUGH, PATIENCE = 3, 200
+"""A first certificate goes into service with three rules, or 200 labels later."""
 
 ALARM_AT = 1_000.0
 """At the allowed error a false alarm comes after 1,000 audits in the mean, at half of it practically never."""
@@ -160,7 +160,7 @@ class Trials:
         )
         self.certified |= reached
         if self.serves_from < 0 and self.certified[0]:
-            self.serves_from = math.ceil(PATIENCE * self.seen)
+            self.serves_from = self.seen + PATIENCE
 
     def certify(self, rules: int) -> None:
         """Take the ``rules`` strictest as certified by a test outside, and let them serve at once."""
