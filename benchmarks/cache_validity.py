@@ -76,8 +76,8 @@ def _shifted(runs: Sequence[dict[str, Any]], allowed: float) -> str:
             f"{np.median(delays):.0f} lookups (p90 {delays[int(0.9 * len(delays))]}, most {delays[-1]}), "
             f"within {WINDOW} "
             f"in {sum(delay <= WINDOW for delay in delays)}; the {WINDOW} lookups after the shift: {wrong:.0f} wrong "
-            f"of {hits:.0f} hits; over outside of them in {outside}; hits in the eighth before the shift {before:.0f} %, "
-            f"in the last eighth {after:.0f} %")
+            f"of {hits:.0f} hits; over outside of them in {outside}; hits in the eighth before the shift "
+            f"{before:.0f} %, in the last eighth {after:.0f} %")
 
 
 def _over(hits: np.ndarray, wrong: np.ndarray, allowed: float) -> int:

@@ -64,12 +64,12 @@ def answer_again(console: Console, cast: Cast, *, encoder: Encoder, store: Telem
         _try(console, cache, cast.langchain, scope)
 
 
-def questions(stock: Sequence[Page]) -> list[tuple[str, str]]:
+def questions(stock: Sequence[Page], *, pages: int = PAGES, ways: int = WAYS, seed: int = 0) -> list[tuple[str, str]]:
     """Return a log, shuffled: questions and the names of the pages that answer them. Equal pages give an equal log."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     told = _sentences(stock)
-    chosen = [told[place] for place in rng.permutation(len(told))[:PAGES].tolist()]
-    log = [(asked, page.name) for sentence, page in chosen for asked in _ways(sentence, rng)]
+    chosen = [told[place] for place in rng.permutation(len(told))[:pages].tolist()]
+    log = [(asked, page.name) for sentence, page in chosen for asked in _ways(sentence, ways, rng)]
     return [log[place] for place in rng.permutation(len(log)).tolist()]
 
 
@@ -85,8 +85,8 @@ def _sentences(stock: Sequence[Page]) -> list[tuple[str, Page]]:
     return [(sentence, pages[0]) for sentence, pages in found.items() if len(pages) == 1]
 
 
-def _ways(sentence: str, rng: np.random.Generator) -> Iterator[str]:
-    for phrase in rng.permutation(len(PHRASES))[:WAYS].tolist():
+def _ways(sentence: str, ways: int, rng: np.random.Generator) -> Iterator[str]:
+    for phrase in rng.permutation(len(PHRASES))[:ways].tolist():
         terse = re.sub(r"\b(?:the|a|an) ", "", sentence)
         yield PHRASES[phrase].format(terse if rng.random() < 0.5 else sentence)
 
@@ -102,11 +102,10 @@ def _play(console: Console, cache: SemanticCache, log: Sequence[tuple[str, str]]
         hit = cache.lookup(asked, scope=scope)
         if hit is None:
             cache.put(asked, page, scope=scope)  # and compare it with the answer that came nearest: a test
+            cache.flush()  # a log has no pauses: what was judged counts from the next question on, in every run
         else:
             exact, similar, wrong = (exact + (hit.kind == "exact"), similar + (hit.kind == "semantic"),
                                      wrong + (hit.value != page))
-        if done % 10 == 0:
-            cache.flush()
         if done % ROW == 0 or done == len(log):
             certificate = cache.certificate()
             said = f"rule {certificate.rule} of {certificate.rules}" if certificate.live else (
