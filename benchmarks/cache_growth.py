@@ -90,6 +90,8 @@ def _ours(made: Made) -> dict[str, tuple[float, float, float]]:
                 cache.put(again, f"answer {first}", scope=SCOPE)
         cache.flush()
         assert cache.certificate().live, cache.certificate()
+        while cache._semantic._nearest._builder.busy:  # an index over many entries is built beside the callers
+            time.sleep(0.2)
         known = made.questions[:ASKED]
         return {
             "ours, put": _medians(puts[-ASKED:]),

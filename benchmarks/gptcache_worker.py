@@ -23,7 +23,7 @@ from gptcache.manager import CacheBase, VectorBase, get_data_manager
 from gptcache.processor.pre import get_prompt
 from gptcache.similarity_evaluation.distance import SearchDistanceEvaluation
 
-PUTS = 200
+PUTS = 50
 
 
 def timed(work: Callable[..., Any], cases: Sequence[Any]) -> tuple[float, float, float]:

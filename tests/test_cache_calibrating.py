@@ -23,6 +23,7 @@ from neuralcache_plugins.cli import app
 from neuralcache_plugins.contracts import AnswerJudged, Erasure
 from neuralcache_plugins.errors import EncoderError, InvalidInputError
 from neuralcache_plugins.semantic_cache import read_records
+from neuralcache_plugins.semantic_cache.certificate import AIMS
 from neuralcache_plugins.semantic_cache.deciding import PolicyDecider
 from neuralcache_plugins.semantic_cache.judges import Judge
 from neuralcache_plugins.stores import open_store
@@ -246,7 +247,7 @@ def test_the_report_is_for_people_notebooks_and_programs(url: str) -> None:
     with opened(url) as cache:
         report = cache.calibrate(records(300), scope=SCOPE)
 
-    assert f"rule {report.proof.passed} of 6 is certified: " in str(report)
+    assert f"rule {report.proof.passed} of {len(AIMS)} is certified: " in str(report)
     assert report._repr_html_().count("<tr>") == len(report.facts()) + 1 + len(report.proof.rules)
     assert json.loads(json.dumps(report.as_dict()))["proof"]["rules"][0].keys() == {"hits", "wrong", "p_value"}
 

@@ -94,7 +94,7 @@ def test_an_unrelated_question_stays_as_it_was(shown: tuple[str, Path]) -> None:
 
 def test_the_certificate_fills_up_until_similar_questions_are_answered(shown: tuple[str, Path]) -> None:
     rows = [(int(asked), int(similar), said) for asked, similar, said in re.findall(
-        r"^ +(\d+) +0 +(\d+) +0 +(not yet, \d+ judged|rule \d of 6) *$", shown[0], re.MULTILINE)]
+        r"^ +(\d+) +0 +(\d+) +0 +(not yet, \d+ judged|rule \d of \d) *$", shown[0], re.MULTILINE)]
     judged = [int(said.split()[2]) for _, _, said in rows if said.startswith("not yet")]
 
     assert [asked for asked, _, _ in rows] == list(range(50, 401, 50))
@@ -129,7 +129,7 @@ def test_a_question_that_was_answered_is_answered_from_the_cache_for_good(few: l
     again = played(url, few)
 
     # what was not reused the first time lies there now under its own words
-    assert re.search(r"^ +400 +3\d\d +\d+ +0 +rule \d of 6 *$", again, re.MULTILINE)
+    assert re.search(r"^ +400 +3\d\d +\d+ +0 +rule \d of \d *$", again, re.MULTILINE)
     assert len(re.findall(r"from the cache: asked before$", again, re.MULTILINE)) == 2 * len(caching.TRIALS)
     assert "questions that only look the same, 0 got another question's answer" in " ".join(again.split())
 

@@ -15,7 +15,7 @@ import numpy as np
 from neuralcache_plugins.contracts import AnswerJudged, CachedQuestion, DocumentVersion
 from neuralcache_plugins.errors import InvalidInputError
 from neuralcache_plugins.semantic_cache.certificate import Certificate
-from neuralcache_plugins.semantic_cache.features import FEATURES, Neighbour, Rarity
+from neuralcache_plugins.semantic_cache.features import CANDIDATES, FEATURES, Neighbour, Rarity
 from neuralcache_plugins.semantic_cache.nearest import Near
 from neuralcache_plugins.semantic_cache.parsing import Question, parse
 from neuralcache_plugins.semantic_cache.policy import FORMAT, Decision, Label, Policy
@@ -28,6 +28,8 @@ PARSED = 20_000
 
 TAUGHT, TESTED, CALIBRATED = "taught", "tested", "calibrated"
 """Sources of labels from a log that a calibration read: pairs to learn from, pairs to test on, and its end."""
+
+_UNREAD = parse("")
 
 _POLICY_SETTINGS = ("max_error", "confidence", "audit_rate", "judge_error")
 
@@ -64,13 +66,16 @@ class PolicyDecider:
     def decide(self, question: str, near: Sequence[Near], *, encoder: str, documents: tuple[DocumentVersion, ...],
                now: float, coin: float) -> Proposal:
         """Return what the encoder's policy says to a question, with all that a later label needs."""
-        neighbours = [
-            Neighbour(place, one.similarity, self._question(one.cached), one.cached.answer,
-                      frozenset(name for name, _ in one.cached.documents), one.cached.created_at)
-            for place, one in enumerate(near)
-        ]
         self._latest = _number(encoder)
-        decision = self._policy(self._latest).decide(
+        policy = self._policy(self._latest)
+        fresh = [(place, one) for place, one in enumerate(near) if one.cached.created_at > policy.quarantined_until]
+        neighbours = [
+            # of those behind the candidates only the answer counts; reading one for the first time takes 0.05 ms
+            Neighbour(place, one.similarity, self._question(one.cached) if rank < CANDIDATES else _UNREAD,
+                      one.cached.answer, frozenset(name for name, _ in one.cached.documents), one.cached.created_at)
+            for rank, (place, one) in enumerate(fresh)
+        ]
+        decision = policy.decide(
             parse(question), neighbours, now=now, coin=coin, documents=frozenset(name for name, _ in documents)
         )
         return Proposal(
