@@ -1,10 +1,12 @@
 """The reranker as its users meet it."""
 
 import asyncio
+import gc
 import itertools
 import logging
 import sqlite3
 import threading
+import weakref
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
@@ -712,3 +714,20 @@ class TestStatements:
             teach(other, QUESTION, "abroad", times=2)
         reranker.rerank(QUESTION, TEXTS, ids=IDS)
         assert reranker.stats().namespace.feedback == 5
+
+
+def test_a_reranker_nobody_closed_is_collected_and_its_rankings_are_written(tmp_path):
+    """In a notebook each run of a cell makes another one."""
+    url = f"sqlite:///{tmp_path}/telemetry.db"
+    reranker = Reranker(HashingEncoder(), store=url, store_settings=StoreSettings(flush_interval_seconds=0.02))
+    reranker.feedback(reranker.rerank(QUESTION, TEXTS, ids=IDS), helpful=["cards"])
+    reranker.rerank(QUESTION, TEXTS, ids=IDS)
+    thread = reranker._recorder._thread._thread
+    remembered = weakref.ref(reranker)
+    del reranker
+    gc.collect()
+
+    assert remembered() is None
+    thread.join(10)
+    with Reranker(HashingEncoder(), store=url) as other:
+        assert other.stats().namespace.rankings == 2

@@ -10,6 +10,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any, cast
 
 from neuralcache_plugins.contracts import (
@@ -96,7 +97,7 @@ class Reranker:
             self._store,
             flush_interval_seconds=self._store_settings.flush_interval_seconds,
             buffer_rankings=self._store_settings.buffer_rankings,
-            on_written=self._written,
+            on_written=partial(_written, weakref.ref(self)),
         )
         key = self._store.hash_key()
         self._encoders = EncoderCache(
@@ -589,6 +590,13 @@ class Reranker:
             part.restart_after_fork()
         if self._scorer is not None:
             self._scorer.restart_after_fork()
+
+
+def _written(reranker: weakref.ref[Reranker], recorded: Sequence[Recorded], appended: Appended) -> None:
+    # weakly: the recorder's thread would keep a reranker that nobody closed alive for ever
+    alive = reranker()
+    if alive is not None:
+        alive._written(recorded, appended)
 
 
 _ALIVE: weakref.WeakSet[Reranker] = weakref.WeakSet()
