@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import FrozenInstanceError
 from itertools import pairwise
 
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from neuralcache_plugins import Attribution
-from neuralcache_plugins.attribution import attribute, likeness_by
+from neuralcache_plugins.attribution import attribute, evidence, likeness_by
 from neuralcache_plugins.attribution.abstention import abstains
 from neuralcache_plugins.attribution.evidence import WORDS, features, sentences
 from neuralcache_plugins.attribution.prompts import labels_in
@@ -311,3 +312,29 @@ def test_it_holds_no_text():
 def test_sentences_end_with_marks_and_lines():
     assert sentences('He said "Go." Then he left!\nA line\n\n\u884c\u304d\u307e\u3059\u3002\u306f\u3044\u3002') == [
         'He said "Go.', "Then he left!", "A line", "\u884c\u304d\u307e\u3059\u3002", "\u306f\u3044\u3002"]
+
+
+BLANKS = " " * 100_000
+HOSTILE = ["Source", "[source", "(see source", "sources\n", "# sources", "[", "(see", "1", "1,", "source 1", "<ref"]
+
+
+@pytest.mark.parametrize("opening", HOSTILE)
+def test_a_run_of_blanks_after_what_may_be_a_mark_is_read_once(opening):
+    """Shared out between the blanks of one pattern it took minutes, and no other thread ran meanwhile."""
+    text = f"{opening}{BLANKS}x"
+
+    attribute(text, IDS, TEXTS)
+    attribute({"answer": "So it is.", "sources": [text]}, IDS, TEXTS)
+    assert labels_in(f"{text} {TEXTS[0]}", TEXTS) is not None
+
+
+@pytest.mark.parametrize("word", ["a" * 40_000, "A" * 40_000, "_" * 40_000])
+def test_a_word_that_never_ends_is_read_once(word):
+    assert attribute(word, IDS, TEXTS).rewards == {}
+
+
+@given(st.text(alphabet="aB1_ .\u00e4", max_size=30))
+def test_names_and_numbers_are_words_with_a_capital_or_a_digit(said):
+    plain = re.compile(r"(?<!^)\b[^\W\d_a-z]\w+|\w*\d\w*")  # what it says, in quadratic time
+
+    assert evidence._NAME_OR_NUMBER.findall(said) == plain.findall(said)

@@ -10,19 +10,20 @@ from typing import Any
 
 _SOURCE = (r"(?:sources?|documents?|docs?|passages?|contexts?|references?|refs?|citations?|quellen?|dokumente?|"
            r"fuentes?|documentos?|fonti|fonte|fontes|ids?)")
-_BRACKETS = re.compile(rf"[\[\u3010]{{1,2}}\s*(?:{_SOURCE}\s*[:#.]?\s*)?"
+# blanks are matched possessively: shared out between neighbours they would take cubic time
+_BRACKETS = re.compile(rf"[\[\u3010]{{1,2}}\s*+(?:{_SOURCE}\s*+[:#.]?\s*+)?"
                        r"([^\[\]\u3010\u3011\n]{1,300})[\]\u3011]{1,2}", re.I)
-_PARENTHESES = re.compile(rf"\(\s*(?:see\s+)?{_SOURCE}\s*[:#.]?\s*([^()\n]{{1,200}})\)", re.I)
-_SPOKEN = re.compile(rf"\b{_SOURCE}\s*(?:no\.?|nr\.?|number|id)?\s*[:#]?\s*"
-                     r"(\d{1,3}(?:\s*(?:,|&|and|und|y|et|e)\s*\d{1,3}){0,8})\b", re.I)
+_PARENTHESES = re.compile(rf"\(\s*+(?:see\s++)?{_SOURCE}\s*+[:#.]?\s*+([^()\n]{{1,200}})\)", re.I)
+_SPOKEN = re.compile(rf"\b{_SOURCE}\s*+(?:no\.?|nr\.?|number|id)?\s*+[:#]?\s*+"
+                     r"(\d{1,3}(?:\s*+(?:,|&|and|und|y|et|e)\s*+\d{1,3}){0,8})\b", re.I)
 _TAGS = re.compile(r"<(?:cite|citation|ref|reference|source|doc|document|sup|co)\b([^<>\n]{0,200})>"
                    r"(?:([^<>\n]{0,200})</\w{1,12}>)?", re.I)
 _SUPERSCRIPTS = re.compile("(?<=[.,;:!?)\u00bb\"\u201d])([\u00b9\u00b2\u00b3\u2070\u2074-\u2079]{1,3})")
 _NOTE = re.compile(r"^[ \t]*(?:\[\^?(\d{1,3})\][:.]?|(\d{1,3})[.)])[ \t]+(\S.*)$", re.M)
-_HEADING = re.compile(r"^[ \t#*]*(?:sources?|references?|citations?|quellen|fuentes|footnotes?|works cited)"
-                      r"[ \t*]*:?[ \t*]*$", re.I | re.M)
-_BETWEEN = re.compile(r"\s*(?:[,;&]|\band\b|\bund\b|\by\b|\bet\b)\s*", re.I)
-_NUMBER = re.compile(rf"(?:{_SOURCE}\s*[:#]?\s*)?\^?#?(\d{{1,3}})(?:\u2020\w*)?$", re.I)
+_HEADING = re.compile(r"^[ \t#*]*+(?:sources?|references?|citations?|quellen|fuentes|footnotes?|works cited)"
+                      r"[ \t*]*+:?[ \t*]*+$", re.I | re.M)
+_BETWEEN = re.compile(r"[,;&]|\b(?:and|und|y|et)\b", re.I)
+_NUMBER = re.compile(rf"(?:{_SOURCE}\s*+[:#]?\s*+)?\^?#?(\d{{1,3}})(?:\u2020\w*)?$", re.I)
 _RANGE = re.compile(r"(\d{1,3})\s*[-\u2013]\s*(\d{1,3})$")
 _ATTRIBUTE = re.compile(r"[\w-]+\s*=\s*[\"']?([^\"'\s/>]+)")
 _DIGITS = str.maketrans("\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079", "0123456789")
@@ -139,7 +140,7 @@ def _names(inner: str, labels: Labels, defined: Mapping[str, str]) -> list[str] 
     if labels.known(whole) and not whole.isdecimal():
         return [whole]
     found: list[str] = []
-    for piece in _BETWEEN.split(inner.strip()):
+    for piece in map(str.strip, _BETWEEN.split(inner)):
         span = _RANGE.match(piece)
         if span is not None and int(span[1]) < int(span[2]):
             names = [str(number) for number in range(int(span[1]), min(int(span[2]), int(span[1]) + 50) + 1)]

@@ -37,7 +37,7 @@ _MAX_WORDS = 2_000
 _MAX_SENTENCES = 60
 _MAX_CHARACTERS = 40_000
 _SENTENCE_END = re.compile(r"(?<=[.!?])[\"')\]]{0,2}\s+|(?<=[\u3002\uff01\uff1f])|\n+")
-_NAME_OR_NUMBER = re.compile(r"(?<!^)\b[^\W\d_a-z]\w+|\w*\d\w*")
+_NAME_OR_NUMBER = re.compile(r"(?<!^)\b[^\W\d_a-z]\w+|\b[^\W\d]*+\d\w*")
 
 
 def sentences(text: str) -> list[str]:

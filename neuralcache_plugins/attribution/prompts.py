@@ -8,9 +8,10 @@ from collections.abc import Sequence
 _PROBE = 80
 _HEADER = 160
 _NUMBER = re.compile(r"\d{1,4}")
-_MARK = re.compile(r"\b(?:source|document|doc|passage|context|chunk|node)s?\s*(?:id|no\.?|number)?\s*[:#]?\s*"
+# blanks are matched possessively: shared out between neighbours they would take cubic time
+_MARK = re.compile(r"\b(?:source|document|doc|passage|context|chunk|node)s?\s*+(?:id|no\.?|number)?\s*+[:#]?\s*+"
                    r"(\d{1,4})\b[\]):.]*"
-                   r"|[\[(](\d{1,4})[\])]:?|^[ \t]*(\d{1,4})[.)](?=\s)", re.I | re.M)
+                   r"|[\[(](\d{1,4})[\])]:?|^[ \t]*+(\d{1,4})[.)](?=\s)", re.I | re.M)
 _FOLLOWING = 60
 _SHORTEST = 12
 
