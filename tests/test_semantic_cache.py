@@ -1085,6 +1085,19 @@ def test_explain_says_what_forbids_a_similar_answer(cache: SemanticCache) -> Non
     assert cache.stats().misses == {"similar questions mean something else": 1}
 
 
+@pytest.mark.parametrize("how", ["clear", "invalidate"])
+def test_explain_shows_no_question_that_was_removed(how: str, url: str) -> None:
+    with opened(url) as cache, opened(url) as other:
+        cache.put("how do I enable the alarm", "so", scope=SCOPE)
+        for each in (cache, other):
+            assert each.explain("how do I disable the alarm", SCOPE).nearest == "how do I enable the alarm"
+        cache.clear() if how == "clear" else cache.invalidate(scope=SCOPE)
+        for each in (cache, other):
+            told = each.explain("how do I disable the alarm", SCOPE)
+            assert told.nearest is None
+            assert "enable" not in str(told)
+
+
 def test_misses_are_counted_by_few_reasons(deciders: list[Nearest]) -> None:
     with opened() as cache:
         cache.put("how do I reset it", "so", scope=SCOPE)

@@ -397,7 +397,7 @@ class SemanticCache:
         """Say why a question would be answered from the cache now, or would not. Counts and records nothing."""
         self._check_open()
         asked, now = self._keys.asked(question, scope, documents), self._clock()
-        (look,) = self._looks.everywhere([asked], now=now, coins=[1.0])
+        (look,) = self._looks.everywhere([asked], now=now, coins=[1.0], shows=True)
         near = look.found.near[0] if look.found is not None and look.found.near else None
         told = tuple(each for each in look.proposal.reasons if each != look.reason)
         reasons = (look.reason, *told) if look.answer is None else (

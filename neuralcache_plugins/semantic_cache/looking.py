@@ -48,7 +48,6 @@ class Look:
         """What the decider said; an empty one if it was not asked."""
         return Proposal() if self.found is None else self.found.proposal
 
-
     def withheld(self) -> Look:
         """Return this look, as a miss if its answer is to be audited: the caller then makes a fresh one."""
         if self.found is None or not self.is_semantic or not self.proposal.audit:
@@ -76,13 +75,17 @@ class LookStage:
             return [Look(each, reason=NO_STORE) for each in asked]
         return [self._judge(each, found.answers.get(each.key), found.mark, now) for each in asked]
 
-    def everywhere(self, asked: Sequence[Asked], *, now: float, coins: Sequence[float]) -> list[Look]:
-        """Look in both tiers: what the exact one does not have is looked up in the semantic one, all at once."""
+    def everywhere(self, asked: Sequence[Asked], *, now: float, coins: Sequence[float],
+                   shows: bool = False) -> list[Look]:
+        """Look in both tiers: what the exact one does not have is looked up in the semantic one, all at once.
+
+        ``shows`` as in ``SemanticTier.find``.
+        """
         looks = self.exactly(asked, now=now)
         unanswered = [place for place, look in enumerate(looks) if look.answer is None and look.mark is not None]
         if self._semantic.active and unanswered:
             tossed = [coins[place] for place in unanswered]
-            found = self._semantically([looks[place] for place in unanswered], now, tossed)
+            found = self._semantically([looks[place] for place in unanswered], now, tossed, shows)
             for place, look in zip(unanswered, found, strict=True):
                 looks[place] = look
         return looks
@@ -98,9 +101,9 @@ class LookStage:
         stale = answer if now < answer.expires_at + self._stale_seconds else None
         return Look(asked, stale=stale, mark=mark, reason=EXPIRED)
 
-    def _semantically(self, looks: list[Look], now: float, coins: Sequence[float]) -> list[Look]:
+    def _semantically(self, looks: list[Look], now: float, coins: Sequence[float], shows: bool) -> list[Look]:
         try:
-            found = self._semantic.find([look.asked for look in looks], now=now, coins=coins)
+            found = self._semantic.find([look.asked for look in looks], now=now, coins=coins, shows=shows)
         except StoreError as error:
             self._counts.without("store", error)
             return looks

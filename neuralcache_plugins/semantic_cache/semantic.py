@@ -112,9 +112,10 @@ class SemanticTier:
             assert self._decider is not None
             return self._decider.rehearsal(encoder)
 
-    def find(self, asked: Sequence[Asked], *, now: float, coins: Sequence[float]) -> list[Found]:
+    def find(self, asked: Sequence[Asked], *, now: float, coins: Sequence[float], shows: bool = False) -> list[Found]:
         """Return what to serve and what to compare for each question, with as many queries as for one.
 
+        With ``shows`` all that is near is still in the store, not only what is served or compared: for whoever shows it.
         Reads only; ``StoreError`` and ``EncoderError`` pass through.
         """
         if self._decider is None:
@@ -126,10 +127,12 @@ class SemanticTier:
         rounds = 0
         while left:
             proposed = {place: self._propose(asked[place], rows[place], now, coins[place]) for place in left}
-            named = {name for proposal, _ in proposed.values() for name in _named(proposal)}
+            needed = {place: _named(proposal) | ({one.cached.entry_id for one in near} if shows else set())
+                      for place, (proposal, near) in proposed.items()}
+            named = set().union(*needed.values())
             entries = self._store.get_answers(self._namespace, sorted(named)) if named else {}
             # the index may be behind the store: what went is looked for again without it
-            left = [place for place, (proposal, _) in proposed.items() if _named(proposal) - entries.keys()]
+            left = [place for place, names in needed.items() if names - entries.keys()]
             rounds += 1
             if left and rounds % ROUNDS == 0:
                 self._nearest.restart()  # most of it went: to read it anew takes less than to find out one by one
