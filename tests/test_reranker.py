@@ -474,6 +474,19 @@ class TestForgetting:
             one.feedback(one.rerank(QUESTION, TEXTS, ids=IDS), helpful=["cards"])
             assert one.stats().namespace.feedback == other.stats().namespace.feedback == 1
 
+    def test_what_another_process_erased_is_dropped_from_memory_too(self, tmp_path):
+        url = f"sqlite:///{tmp_path}/t.db"
+        with Reranker(HashingEncoder(), store=url) as one, Reranker(HashingEncoder(), store=url) as other:
+            ranking = one.rerank(QUESTION, TEXTS, ids=IDS)
+            one.flush()
+            other.forget(document_ids=[ranking.ids[0]])
+            # the places in the ranking are others now: a vector kept by place would be that of the erased document
+            one.feedback(ranking.ranking_id, helpful=[ranking.ids[1]])
+            given = one.store.read()[-1].event
+            assert given.ranking.document_ids == ranking.ids[1:]
+            assert given.document_vector is None
+            assert not one.has_texts(ranking.ranking_id)
+
     def test_an_erasure_that_fails_discards_nothing(self):
         store = FailingStore(MemoryStore())
         with Reranker(HashingEncoder(), store=store) as reranker:

@@ -90,7 +90,7 @@ class Reranker:
             self._store,
             settings=self._settings,
             snapshot_every=self._store_settings.snapshot_every,
-            on_erased=lambda: self._recorder.forget_recent(),
+            on_erased=self._erased,
             on_fall=self._fell,
         )
         self._recorder = Recorder(
@@ -546,6 +546,12 @@ class Reranker:
             self._scorer.forget()
         self._memory.reset()
         return receipt
+
+    def _erased(self) -> None:
+        """Drop what another process may have erased: texts, and vectors whose places in a ranking may be others now."""
+        self._recorder.forget_recent()
+        self._shown.forget()
+        self._shown_texts.forget()
 
     def _keep_vectors(self, namespace: str, encoder: str, rows: Sequence[StoredVector]) -> None:
         self._recorder.keep_vectors(
