@@ -32,6 +32,7 @@ from langgraph.graph import END, START, StateGraph
 from neuralcache_plugins import InvalidInputError, Reranker, RerankSettings, StoreSettings
 from neuralcache_plugins.contracts import FeedbackGiven
 from neuralcache_plugins.langchain import NeuralCacheCallbackHandler, NeuralCacheCompressor, NeuralCacheRetriever
+from neuralcache_plugins.reranker import background
 from neuralcache_plugins.testing import HashingEncoder
 
 FACTS = {
@@ -502,6 +503,19 @@ def test_closed_it_does_what_waits_and_takes_no_more(compressor, handler, rerank
     rag(compressor).invoke("basalt", config={"callbacks": [handler]})
 
     assert told(handler, reranker) == own("amber")
+
+
+def test_a_handler_made_for_one_call_leaves_no_thread_behind(compressor, reranker, monkeypatch):
+    monkeypatch.setattr(background, "IDLE_SECONDS", 0.01)
+    handler, threads = NeuralCacheCallbackHandler(compressor), set()
+    for name in ("amber", "basalt"):  # the second begins another
+        rag(compressor).invoke(name, {"callbacks": [handler]})
+        threads |= {thread for thread in threading.enumerate() if thread.name == "neuralcache-answers"}
+        assert handler.flush(10)
+        for thread in threads:
+            thread.join(10)
+    assert not any(thread.is_alive() for thread in threads)
+    assert told(handler, reranker) == own("amber", "basalt")
 
 
 def test_texts_that_memory_has_no_room_for_cost_the_feedback_not_the_answer():

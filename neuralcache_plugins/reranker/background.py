@@ -14,9 +14,12 @@ logger = logging.getLogger(__name__)
 
 Job = Callable[[], object]
 
+IDLE_SECONDS = 1.0
+"""A thread without work ends after so long: some make a handler for every call, and close none."""
+
 
 class Background:
-    """Runs jobs one after the other in a thread of its own, which begins with the first job.
+    """Runs jobs one after the other in a thread of its own, which begins with a job and ends when none comes.
 
     Beyond ``capacity`` waiting jobs the newest is dropped: ``done``, ``failed`` and ``dropped`` count. What a job
     raises is logged. At the interpreter's exit, what waits is done.
@@ -79,7 +82,7 @@ class Background:
             with self._changed:
                 self._busy = False
                 self._changed.notify_all()
-                self._changed.wait_for(lambda: self._jobs or self._closed)
+                self._changed.wait_for(lambda: self._jobs or self._closed, IDLE_SECONDS)
                 if not self._jobs:
                     self._thread = None
                     return
