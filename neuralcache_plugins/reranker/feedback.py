@@ -120,6 +120,7 @@ class FeedbackStage:
                 return [one for one in found if trace in (one.run_id, one.span_id)] or found
         raise UnknownRankingError(f"no ranking of {' or '.join(map(repr, traces))} in namespace {namespace!r} of "
                                   f"{self._store.url}")
+
     def find(self, ranking: Any, namespace: str, explicit: bool) -> RankingServed:
         """Return the ranking that is meant; ``UnknownRankingError`` if there is none."""
         epoch = self._memory.known_epoch or self._memory.epoch()
