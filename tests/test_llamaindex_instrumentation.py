@@ -19,12 +19,13 @@ from llama_index.core import VectorStoreIndex, get_response_synthesizer
 from llama_index.core.agent.workflow import ReActAgent
 from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.base.llms.types import CompletionResponse, LLMMetadata
+from llama_index.core.base.response.schema import StreamingResponse
 from llama_index.core.chat_engine import CondensePlusContextChatEngine, ContextChatEngine
 from llama_index.core.instrumentation import root_dispatcher
 from llama_index.core.llms import CustomLLM
 from llama_index.core.llms.callbacks import llm_completion_callback
 from llama_index.core.memory import ChatMemoryBuffer
-from llama_index.core.query_engine import CitationQueryEngine, RetrieverQueryEngine
+from llama_index.core.query_engine import CitationQueryEngine, CustomQueryEngine, RetrieverQueryEngine
 from llama_index.core.query_engine.citation_query_engine import CITATION_QA_TEMPLATE
 from llama_index.core.schema import TextNode
 from llama_index.core.tools import QueryEngineTool
@@ -171,6 +172,37 @@ async def test_a_streamed_answer_counts_when_it_was_read(ours, instrumentor, rer
     aresponse = await query_engine(ours, streaming=True, use_async=True).aquery("tell me about fjord")
     assert [token async for token in aresponse.response_gen]
     assert told(instrumentor, reranker) == own("delta", "fjord")
+
+
+def second_pair():
+    other = NeuralCachePostprocessor.from_reranker(
+        Reranker(HashingEncoder(), store="memory://", store_settings=StoreSettings(store_text=True)), top_n=None)
+    return other, NeuralCacheInstrumentor(other)
+
+
+async def test_two_instrumentors_follow_a_stream_each(ours, instrumentor, reranker):
+    other, theirs = second_pair()
+    with other.reranker, theirs:
+        for postprocessor in (ours, other):
+            engine = query_engine(postprocessor, streaming=True)
+            assert "".join(engine.query("tell me about coral").response_gen) == f"{FACTS['coral']}."
+            answer = await engine.aquery("tell me about delta")
+            assert "".join([token async for token in answer.async_response_gen()]) == f"{FACTS['delta']}."
+        assert told(instrumentor, reranker) == told(theirs, other.reranker) == own("coral", "delta")
+
+
+def test_a_stream_may_be_any_iterable(ours, instrumentor, reranker):
+    """As an engine of one's own may hand out; without an instrumentor LlamaIndex reads it too."""
+
+    class Listed(CustomQueryEngine):
+        def custom_query(self, query_str: str) -> StreamingResponse:
+            nodes = ours.postprocess_nodes(retriever().retrieve(query_str), query_str=query_str)
+            asked = "\n".join([node.get_content() for node in nodes] + [query_str])
+            words = re.findall(r"\S+\s*", Repeats().complete(asked).text)
+            return StreamingResponse(response_gen=words, source_nodes=nodes)
+
+    assert str(Listed().query("tell me about coral")) == f"{FACTS['coral']}."
+    assert told(instrumentor, reranker) == own("coral")
 
 
 def test_a_stream_that_is_left_half_read_teaches_nothing(ours, instrumentor, reranker):

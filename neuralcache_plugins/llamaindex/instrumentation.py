@@ -5,9 +5,11 @@ from __future__ import annotations
 import inspect
 import os
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from inspect import isasyncgen, isgenerator
+from itertools import count
 from typing import Any
 
 from llama_index.core.base.llms.types import ChatMessage, ChatResponse, CompletionResponse, MessageRole
@@ -40,7 +42,10 @@ from neuralcache_plugins.reranker.background import Background
 ANSWER_KEYS = ("answer", "response", "result", "output", "text", "content")
 """Where the answer stands in a workflow's output that is a mapping, the likeliest first."""
 
-_FOLLOWED, _AFOLLOWED = "_followed", "_afollowed"
+_FOLLOWERS: weakref.WeakKeyDictionary[Any, frozenset[int]] = weakref.WeakKeyDictionary()
+"""Streams that are followed, and by which instrumentors: each wants to see it once."""
+
+_NUMBERS = count()
 
 Learner = NeuralCachePostprocessor | Reranker
 """What gets the feedback."""
@@ -82,6 +87,7 @@ class NeuralCacheInstrumentor:
         self._forest = Forest(answer_in, capacity=capacity, waits=True)
         self._background = Background("neuralcache-answers", capacity=capacity)
         self._on_attribution = on_attribution
+        self._number = next(_NUMBERS)
         self._answers = 0
         self._feedback = 0
         self.event_handler = NeuralCacheEventHandler(self)
@@ -161,23 +167,27 @@ class NeuralCacheInstrumentor:
 
     def _follow(self, span_id: str, response: StreamingResponse | AsyncStreamingResponse) -> None:
         """See a stream to its end: its model is often asked only when it is read, and then outside of all spans."""
-        generator = response.response_gen
-        if getattr(generator, "__name__", "") in (_FOLLOWED, _AFOLLOWED):
+        stream: Any = response.response_gen
+        # others, such as lists, take no weak references, and are never what an instrumentor made
+        followers = _FOLLOWERS.get(stream, frozenset()) if isgenerator(stream) or isasyncgen(stream) else frozenset()
+        if self._number in followers:
             return  # by a span further in
         if not self._forest.asked(("stream", span_id), span_id, None):
             return
         if isinstance(response, StreamingResponse):
-            response.response_gen = self._followed(span_id, response.response_gen)
+            response.response_gen = self._followed(span_id, stream)
         else:
-            response.response_gen = self._afollowed(span_id, response.response_gen)
+            response.response_gen = self._afollowed(span_id, stream)
+        _FOLLOWERS[response.response_gen] = followers | {self._number}
 
-    def _followed(self, span_id: str, stream: TokenGen) -> TokenGen:
+    def _followed(self, span_id: str, stream: Iterable[str]) -> TokenGen:
         said: list[str] = []
+        tokens = iter(stream)
         try:
             while True:
                 within = active_span_id.set(span_id)
                 try:
-                    token = next(stream)
+                    token = next(tokens)
                 except StopIteration:
                     break
                 finally:
@@ -189,13 +199,14 @@ class NeuralCacheInstrumentor:
             raise
         self._finish(self._forest.ended(("stream", span_id), "".join(map(str, said))))
 
-    async def _afollowed(self, span_id: str, stream: TokenAsyncGen) -> TokenAsyncGen:
+    async def _afollowed(self, span_id: str, stream: AsyncIterable[str]) -> TokenAsyncGen:
         said: list[str] = []
+        tokens = aiter(stream)
         try:
             while True:
                 within = active_span_id.set(span_id)
                 try:
-                    token = await anext(stream)
+                    token = await anext(tokens)
                 except StopAsyncIteration:
                     break
                 finally:
