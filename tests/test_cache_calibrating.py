@@ -346,3 +346,13 @@ def test_a_file_holds_scopes_and_documents(tmp_path: Path) -> None:
         {"question": "a", "answer": "b", "scope": {"x": 1}, "documents": [["d", "1"]]},
         {"question": "c", "answer": "d", "scope": "plain"},
     ]
+
+
+@pytest.mark.parametrize("ttl", [-1, 0, float("nan"), "a week"])
+def test_a_time_to_live_that_is_none_is_refused_before_anything_is_learned(url: str, ttl: Any) -> None:
+    """The lines would be used up: none may test twice."""
+    with opened(url) as cache:
+        with pytest.raises(InvalidInputError, match=r"^ttl must be "):
+            cache.calibrate(records(300), scope=SCOPE, ttl=ttl)
+        assert cache.stats().logged.judged == {}
+        assert cache.calibrate(records(300), scope=SCOPE).certified

@@ -57,7 +57,7 @@ from neuralcache_plugins.semantic_cache.exact import ExactTier
 from neuralcache_plugins.semantic_cache.flights import Outcome
 from neuralcache_plugins.semantic_cache.judges import Judge, as_judge
 from neuralcache_plugins.semantic_cache.judging import JudgeStage
-from neuralcache_plugins.semantic_cache.keeping import KeepStage
+from neuralcache_plugins.semantic_cache.keeping import KeepStage, checked_ttl
 from neuralcache_plugins.semantic_cache.keys import Asked, Documents, Keys, Scope, checked_documents, checked_namespace
 from neuralcache_plugins.semantic_cache.leases import Leases
 from neuralcache_plugins.semantic_cache.looking import Look, LookStage
@@ -306,20 +306,21 @@ class SemanticCache:
         cache too, the latest for each question, to live ``ttl`` seconds or as the settings say: without them the cache
         is certified and empty. What an alarm quarantined stays there; what is put now is new.
 
-        Raises ``InvalidInputError`` for records that cannot be used, before anything is stored, ``EncoderError`` and
+        Raises ``InvalidInputError`` for arguments that cannot be used, before anything is stored, ``EncoderError`` and
         ``StoreError``. O(n^2 d) beside encoder and judge.
         """
         self._check_open()
         if not self._semantic.active:
             raise InvalidInputError("there is nothing to certify: CacheSettings.semantic is off")
         judged = self._checked(as_judge(judge))
+        lifetime = None if ttl is None else checked_ttl(ttl)
         lines = checked_lines(records, keys=self._keys, scope=scope)
         if put:
             check_scopes(lines)
         prepared = self._calibrating.prepare(lines)
         self._recorder.flush()
         found, known = self._calibrating.run(prepared, judged, progress=progress)
-        stored = self._keeping.put_all(lines, prepared, ttl) if put else 0
+        stored = self._keeping.put_all(lines, prepared, lifetime) if put else 0
         self._semantic.save_snapshot()
         return report_of(prepared, found, known=known, judge=judged, stored=stored, namespace=self._namespace,
                          certificate=self.certificate())

@@ -83,10 +83,7 @@ class KeepStage:
 
     def _lifetime(self, answer: Any, ttl: float | timedelta | None) -> float | None:
         if ttl is not None:
-            seconds = ttl.total_seconds() if isinstance(ttl, timedelta) else float(ttl)
-            if not seconds > 0:
-                raise InvalidInputError(f"ttl must be above 0 seconds, got {seconds}")
-            return seconds
+            return checked_ttl(ttl)
         return self._settings.negative_ttl_seconds if values.is_nothing(answer) else self._settings.ttl_seconds
 
     def _vector(self, question: str) -> tuple[str, npt.NDArray[np.float16] | None]:
@@ -96,3 +93,14 @@ class KeepStage:
             self._counts.without("encoder", error)
             return "", None
         return encoder, None if row is None else row.astype(np.float16)
+
+
+def checked_ttl(ttl: float | timedelta) -> float:
+    """Return a time to live in seconds; ``InvalidInputError`` if it is none."""
+    try:
+        seconds = ttl.total_seconds() if isinstance(ttl, timedelta) else float(ttl)
+    except (TypeError, ValueError) as error:
+        raise InvalidInputError(f"ttl must be seconds or a timedelta, got {ttl!r}") from error
+    if not seconds > 0:
+        raise InvalidInputError(f"ttl must be above 0 seconds, got {seconds}")
+    return seconds
