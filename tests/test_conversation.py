@@ -649,3 +649,21 @@ def test_a_marker_is_its_fields():
     marker = Marker(id="m", polarity="negative", weight=0.5, patterns=["a"])
 
     assert (marker.value, marker.activation, marker.scope) == (-0.5, "ANY", "next")
+
+
+@pytest.mark.parametrize("used", [{"open": "much"}, {0: 1.0}, ["open"], 1.0])
+def test_shares_that_are_none_are_refused_where_they_come_in_not_at_the_next_message(used):
+    monitor = ConversationMonitor(feedback=lambda *given, **more: None)
+    monitor.observe("s", "when do you open?")
+    with pytest.raises(InvalidInputError, match=r"^used must map ids of documents to shares in \[0, 1\], got "):
+        monitor.answered("s", "ranking-1", documents=["open"], used=used)
+
+
+def test_shares_count_as_they_were_when_they_were_told():
+    given, used = [], {"open": 1.0}
+    monitor = ConversationMonitor(feedback=lambda *_, rewards, **more: given.append(rewards))
+    monitor.observe("s", "when do you open?")
+    monitor.answered("s", "ranking-1", documents=["open", "fees"], used=used)
+    used.clear()
+    monitor.observe("s", "great, that worked, thanks")
+    assert list(given[0]) == ["open"]

@@ -106,11 +106,17 @@ def test_a_judgement_does_not_cross_namespaces_and_counts_once(reranker):
     ("trace", "value", "message"),
     [("t", 1.5, r"value must be a number in \[-1, 1\], got 1\.5"), ("t", True, "got True"), ("t", "1", "got '1'"),
      ("t", float("nan"), "got nan"), ([], 1.0, r"trace must be one or more non-empty str, got \[\]"),
-     ([None], 1.0, r"got \[None\]")],
+     ([None], 1.0, r"got \[None\]"), (5, 1.0, "got 5")],
 )
 def test_a_judgement_that_cannot_be_used_is_refused(reranker, trace, value, message):
     with pytest.raises(InvalidInputError, match=message):
         reranker.judge(trace, value, source="tool")
+
+
+@pytest.mark.parametrize("used", [{"open": "much"}, {0: 1.0}, ["open"], 1.0])
+def test_shares_that_are_none_are_refused_where_they_come_in(used, reranker):
+    with pytest.raises(InvalidInputError, match=r"^used must map ids of documents to shares in \[0, 1\], got "):
+        reranker.judge("r1", 1.0, source="tool", used=used)
 
 
 # scores of tools

@@ -8,6 +8,7 @@ from typing import Any
 
 from neuralcache_plugins.contracts import Ranking
 from neuralcache_plugins.conversation.detecting import SOURCE
+from neuralcache_plugins.core.credit import checked_shares
 from neuralcache_plugins.errors import InvalidInputError
 
 
@@ -29,6 +30,7 @@ class Answered:
 
 def answer_from(ranking: Any, query: Any, documents: Any, used: Mapping[str, float] | None) -> Answered:
     """Return what ``ConversationMonitor.answered`` was told; ``InvalidInputError`` if that names no ranking."""
+    used = checked_shares(used)
     if isinstance(ranking, Ranking) and query is None:
         shown = ranking.ids if documents is None else tuple(map(_document_id, documents))
         return Answered(ranking, None, shown, used)

@@ -374,7 +374,7 @@ class Reranker:
         Repeating a ``feedback_id`` changes nothing. Raises as ``feedback`` does.
         """
         return self._feedback.judge(
-            [trace] if isinstance(trace, str) else list(trace),
+            [trace] if isinstance(trace, str) else trace,
             value,
             self._place(namespace),
             source=source,

@@ -12,7 +12,7 @@ from numbers import Real
 from typing import Any
 
 from neuralcache_plugins.contracts import Erasure, FeedbackGiven, Ranking, RankingServed, TelemetryStore
-from neuralcache_plugins.core.credit import shared
+from neuralcache_plugins.core.credit import checked_shares, shared
 from neuralcache_plugins.errors import ErasedMeanwhileError, InvalidInputError, StoreBusyError, UnknownRankingError
 from neuralcache_plugins.memory import Memory
 from neuralcache_plugins.reranker import border
@@ -98,8 +98,9 @@ class FeedbackStage:
         """Store what an answer was worth as feedback on the rankings of a trace; see ``Reranker.judge``."""
         if isinstance(value, bool) or not isinstance(value, Real) or not -1.0 <= float(value) <= 1.0:
             raise InvalidInputError(f"value must be a number in [-1, 1], got {value!r}")
-        if not traces or not all(isinstance(one, str) and one for one in traces):
+        if not isinstance(traces, Sequence) or not traces or not all(isinstance(one, str) and one for one in traces):
             raise InvalidInputError(f"trace must be one or more non-empty str, got {traces!r}")
+        used = checked_shares(used)
         rankings = self._traced(traces, namespace)
         feedback_id = feedback_id or self._ids.new(now)
         given = []

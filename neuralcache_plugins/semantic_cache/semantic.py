@@ -115,7 +115,8 @@ class SemanticTier:
     def find(self, asked: Sequence[Asked], *, now: float, coins: Sequence[float], shows: bool = False) -> list[Found]:
         """Return what to serve and what to compare for each question, with as many queries as for one.
 
-        With ``shows`` all that is near is still in the store, not only what is served or compared. Reads only; ``StoreError`` and ``EncoderError`` pass through.
+        With ``shows`` all that is near is still in the store, not only what is served or compared. Reads only;
+        ``StoreError`` and ``EncoderError`` pass through.
         """
         if self._decider is None:
             return [Found(Proposal(reasons=(EXACT_ONLY,)))] * len(asked)
