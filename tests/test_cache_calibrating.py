@@ -326,6 +326,7 @@ def test_calibrate_for_programs_with_names_of_ones_own(url: str, encoders: str, 
     ("log.jsonl", "{", "line 1 is no JSON"), ("log.jsonl", "[1]", "line 1 is no JSON object"),
     ("log.jsonl", '{"question": "a"}', "line 1 has no 'answer'; it has: 'question'"),
     ("log.csv", "question,answer,documents\na,b,{\n", "line 2: documents is no JSON"),
+    ("log.csv", "question,answer\nhow?,first this, then that\n", "line 2 has more fields than the header"),
     ("log.jsonl.gz", "no gzip", "cannot be read"),
     ("log.jsonl", '{"question": "a", "answer": "b"}', "record 1 names no scope"),
 ])

@@ -99,6 +99,8 @@ def _json_lines(file: TextIO) -> Iterator[tuple[int, dict[str, Any]]]:
 def _csv(file: TextIO) -> Iterator[tuple[int, dict[str, Any]]]:
     rows = csv.DictReader(file)
     for found in rows:
+        if None in found:  # of a comma without quotes half of an answer would be taken for all of it
+            raise InvalidInputError(f"{file.name}, line {rows.line_num} has more fields than the header")
         yield rows.line_num, {name: text for name, text in found.items() if text}
 
 
