@@ -276,3 +276,25 @@ def test_an_index_that_is_being_built_is_given_up_when_the_cache_closes(texts: l
         found.close()
         found.wait(WAIT_SECONDS)
         assert not found._builder.busy
+
+
+def test_an_index_that_cannot_be_built_is_tried_once_and_told_once(texts: list[str], vectors: np.ndarray, eager: None,
+                                                                   monkeypatch: pytest.MonkeyPatch,
+                                                                   caplog: pytest.LogCaptureFixture) -> None:
+    tried = []
+
+    def fails(rows: Any, **_: Any) -> None:
+        tried.append(len(rows))
+        raise MemoryError("no room")
+
+    monkeypatch.setattr(approximate.Approximate, "over", fails)
+    with closing(MemoryStore()) as store:
+        found = NearestQuestions(store, "default", most=10_000, index="usearch", ann_threshold=100)
+        for start in (0, 200, 400):
+            filled(store, texts[start:start + 200], vectors[start:start + 200])
+            found.catch_up()
+            found.wait(WAIT_SECONDS)
+        assert names(found.find(vectors[7], scope="s", encoder="m"))[0] == texts[7]
+    assert tried == [200]
+    assert [record.getMessage() for record in caplog.records] == [
+        "no index can be built, answers are searched one by one"]

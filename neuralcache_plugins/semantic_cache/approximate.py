@@ -6,6 +6,7 @@ An index is never changed while it is searched: a larger one is made from a copy
 from __future__ import annotations
 
 import importlib.util
+import logging
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -17,6 +18,8 @@ from neuralcache_plugins.contracts import Matrix, Vector
 from neuralcache_plugins.errors import MissingExtraError
 
 Places = npt.NDArray[np.int64]
+
+_LOG = logging.getLogger(__name__)
 
 _BATCH = 1_000
 
@@ -85,7 +88,12 @@ class Builder:
             return
 
         def work() -> None:
-            built = Approximate.over(rows, before=before, stopped=self._stopped.is_set)
+            try:
+                built = Approximate.over(rows, before=before, stopped=self._stopped.is_set)
+            except Exception:  # noqa: BLE001  # a library in C++, out of memory, say: the exact product needs none
+                self._stopped.set()  # every look would begin it anew
+                _LOG.exception("no index can be built, answers are searched one by one")
+                return
             if built is not None:
                 done(built)
 
