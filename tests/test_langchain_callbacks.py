@@ -505,6 +505,20 @@ def test_closed_it_does_what_waits_and_takes_no_more(compressor, handler, rerank
     assert told(handler, reranker) == own("amber")
 
 
+@pytest.mark.parametrize("error", [ValueError, SystemExit])
+def test_whatever_a_callback_raises_ends_neither_the_thread_nor_the_feedback(error, compressor, reranker, caplog):
+    def fails(attribution):
+        raise error("on purpose")
+
+    handler = NeuralCacheCallbackHandler(compressor, on_attribution=fails)
+    for name in ("amber", "basalt"):
+        rag(compressor).invoke(name, {"callbacks": [handler]})
+        assert handler.flush(10)
+    assert told(handler, reranker) == own("amber", "basalt")
+    assert handler.stats().failed == 2
+    assert [record.getMessage() for record in caplog.records] == ["neuralcache-answers: a job failed"] * 2
+
+
 def test_a_handler_made_for_one_call_leaves_no_thread_behind(compressor, reranker, monkeypatch):
     monkeypatch.setattr(background, "IDLE_SECONDS", 0.01)
     handler, threads = NeuralCacheCallbackHandler(compressor), set()

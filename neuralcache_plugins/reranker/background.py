@@ -91,7 +91,7 @@ class Background:
             try:
                 job()
                 self.done += 1
-            except Exception:  # foreign code: whatever it raises must not end the thread
+            except BaseException:  # foreign code: whatever it raises, an exit included, must not end the thread
                 self.failed += 1
                 logger.exception("%s: a job failed", self._name)
 
