@@ -338,3 +338,19 @@ def test_names_and_numbers_are_words_with_a_capital_or_a_digit(said):
     plain = re.compile(r"(?<!^)\b[^\W\d_a-z]\w+|\w*\d\w*")  # what it says, in quadratic time
 
     assert evidence._NAME_OR_NUMBER.findall(said) == plain.findall(said)
+
+
+def test_documents_full_of_numbered_lines_are_not_searched_for_each_of_them():
+    looks = []
+
+    class Watched(str):
+        def __contains__(self, part):
+            looks.append(part)
+            return super().__contains__(part)
+
+    texts = [Watched("".join(f"{line}. line {line} of {name}, of no interest\n" for line in range(1, 2_000)))
+             for name in ("tides", "moons", "comets")]
+    prompt = "\n\n".join(f"Source {number}:\n{text}" for number, text in enumerate(texts, 1))
+
+    assert labels_in(prompt, texts) == {"1": 0, "2": 1, "3": 2}
+    assert len(looks) <= 1_000 * len(texts)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from itertools import islice
 
 _PROBE = 80
 _HEADER = 160
@@ -14,6 +15,7 @@ _MARK = re.compile(r"\b(?:source|document|doc|passage|context|chunk|node)s?\s*+(
                    r"|[\[(](\d{1,4})[\])]:?|^[ \t]*+(\d{1,4})[.)](?=\s)", re.I | re.M)
 _FOLLOWING = 60
 _SHORTEST = 12
+_MOST_MARKS = 1_000
 
 
 def labels_in(prompt: str, texts: Sequence[str]) -> dict[str, int] | None:
@@ -21,7 +23,7 @@ def labels_in(prompt: str, texts: Sequence[str]) -> dict[str, int] | None:
 
     A label is the number of a mark such as "Source 3:" or "[3]" whose text follows, a part of a document included; else
     a counting number in what stands before the texts; else texts are counted in the prompt's order, from 1. A label
-    that two texts have (lists that begin anew) means neither. O(n * prompt).
+    that two texts have (lists that begin anew) means neither. O(prompt + ``_MOST_MARKS`` * texts).
     """
     places = sorted((place, at) for at, text in enumerate(texts) if (place := _place(prompt, text)) >= 0)
     marked = _marked(prompt, texts)
@@ -38,9 +40,12 @@ def labels_in(prompt: str, texts: Sequence[str]) -> dict[str, int] | None:
 
 
 def _marked(prompt: str, texts: Sequence[str]) -> list[tuple[str, int]]:
-    """Return (number, position) of every mark in the prompt that a part of exactly one text follows."""
+    """Return (number, position) of the first marks in the prompt that a part of exactly one text follows.
+
+    Documents full of numbered lines have a mark in each, and each is looked for in all texts.
+    """
     found = []
-    for match in _MARK.finditer(prompt):
+    for match in islice(_MARK.finditer(prompt), _MOST_MARKS):
         following = prompt[match.end() : match.end() + _FOLLOWING + 8].strip().partition("\n")[0][:_FOLLOWING]
         holders = [at for at, text in enumerate(texts) if len(following) >= _SHORTEST and following in text]
         if len(holders) == 1:
