@@ -26,9 +26,9 @@ class Background:
         self._start()
 
     def do(self, work: Callable[[], object]) -> bool:
-        """Do something in a thread, soon; False if there is no room for it."""
+        """Do something in a thread, soon; False if there is no room for it, or it was closed."""
         with self._changed:
-            if len(self._waiting) >= ROOM:
+            if self._closed or len(self._waiting) >= ROOM:
                 self._counts.add("left_undone")
                 return False
             if self._idle <= len(self._waiting) and self._workers < WORKERS and not self._employ():
