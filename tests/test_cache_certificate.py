@@ -16,6 +16,7 @@ from neuralcache_plugins.semantic_cache.certificate import (
     Certificate,
     Drift,
     RunningMean,
+    Surprise,
     Trials,
     aimed_cuts,
     bet,
@@ -164,6 +165,48 @@ def test_the_alarm_comes_soon_after_a_shift_and_hardly_ever_without_one() -> Non
 
 def test_at_the_limit_false_alarms_are_a_thousand_audits_apart() -> None:
     assert np.mean([audits_until_alarm(0.05, limit=0.05, seed=seed) for seed in range(60)]) > ALARM_AT
+
+
+def labels_until_surprise(*, shift: bool, seed: int, most: int = 2_000) -> int:
+    """Ask of a world where a score says the truth for 1,000 labels; then half of what was right is wrong, or not."""
+    rng, surprise = np.random.default_rng(seed), Surprise(0.05)
+    for at in range(1_000 + most):
+        score = float(rng.normal(0.0, 2.0))
+        wrong = bool(rng.random() > 1.0 / (1.0 + math.exp(-score)) or (shift and at >= 1_000 and rng.random() < 0.5))
+        if surprise.observe(score, wrong):
+            return at - 1_000
+        surprise.note(score, wrong)
+    return most
+
+
+def test_misses_alone_tell_soon_that_the_world_shifted_and_hardly_ever_that_it_did_when_it_did_not() -> None:
+    after = [labels_until_surprise(shift=True, seed=seed) for seed in range(20)]
+    without = [labels_until_surprise(shift=False, seed=seed) for seed in range(20)]
+
+    assert min(after) >= 0
+    assert max(after) <= 100
+    assert np.mean(np.array(without) < 2_000) <= 0.1
+
+
+@given(score=st.floats(-50.0, 50.0), right=st.integers(0, 500), wrong=st.integers(0, 500), share=st.floats(0.0, 1.0))
+def test_a_bet_on_a_surprise_wins_nothing_in_the_mean_while_errors_are_as_expected(
+    score: float, right: int, wrong: int, share: float
+) -> None:
+    def after(was_wrong: bool) -> np.ndarray:
+        surprise = Surprise(0.05)
+        for outcome, count in ((False, right), (True, wrong)):
+            surprise.counts += count
+            surprise.wrong += count * outcome
+        surprise.observe(score, was_wrong)
+        expected.append(surprise.expected(score))
+        return surprise.statistics
+
+    expected: list[float] = []
+    bad, good = after(True), after(False)
+    error = share * expected[0]
+
+    assert 0.5 * 0.05 <= expected[0] <= 0.99
+    assert (error * bad + (1.0 - error) * good <= 1.0 + 1e-9).all()
 
 
 def test_the_bound_on_the_running_mean_holds_at_all_times_at_once() -> None:

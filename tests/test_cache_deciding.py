@@ -98,7 +98,7 @@ def test_the_certificate_tells_how_it_came_about(filled: tuple[str, dict[str, An
 
     assert [move.before for move in certificate.moves] == [0, *(move.after for move in certificate.moves[:-1])]
     assert certificate.moves[-1].after == certificate.rule
-    assert {move.why for move in certificate.moves} <= {"certified", "alarm"}
+    assert {move.why for move in certificate.moves} <= {"certified", "alarm: audits", "alarm: surprise"}
     assert certificate.history()[0][1].startswith("rule 0 to ")
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -209,6 +209,44 @@ def test_after_a_shift_the_alarm_withdraws_everything_and_hits_recover() -> None
     assert not play.hits[alarm:alarm + 50].any()
     assert play.hits[-300:].mean() > 0.4
     assert play.policy.certificate(reused=1).alarms == len(play.alarms)
+
+
+def near_misses(policy: Policy, labels: list[Label]) -> list[Label]:
+    """Return labels that look right, as misses that no coin let count for the certificate."""
+    rows = [label for label in labels if policy.scores(label.features[None])[0] > 1.0]
+    return [replace(label, right=False, served=False, coin=0.99, rate=EASY.audit_rate) for label in rows]
+
+
+def test_a_shift_shows_in_misses_before_any_hit_is_audited(played: Play) -> None:
+    policy = Policy.unpack(*played.policy.pack(), EASY)
+    audited, misses = policy.audited, near_misses(policy, played.labels)
+    learned = [policy.learn(label) for label in misses[:20]]
+
+    assert any(learned)
+    assert policy.audited == audited
+    assert policy.tests.live == 0
+    assert policy.moves[-1].why == "alarm: surprise"
+    assert policy.certificate(reused=1).history()[-1][1].endswith(" to 0: alarm: surprise")
+
+
+def test_audits_that_fail_raise_the_alarm_in_their_own_name(played: Play) -> None:
+    policy = Policy.unpack(*played.policy.pack(), EASY)
+    policy.surprise.wrong[:], policy.surprise.counts[:] = 1e6, 1e6  # nothing surprises it
+    for label in near_misses(policy, played.labels)[:20]:
+        if policy.learn(replace(label, served=True, coin=0.0)):
+            break
+
+    assert policy.moves[-1].why == "alarm: audits"
+
+
+def test_reports_and_labels_from_before_the_alarm_surprise_nobody(played: Play) -> None:
+    policy = Policy.unpack(*played.policy.pack(), EASY)
+    policy.last_alarm = 1e9
+    for label in near_misses(policy, played.labels)[:50]:
+        assert not policy.learn(replace(label, sampled=False))
+        assert not policy.learn(replace(label, asked=5.0))
+
+    assert policy.surprise.counts.sum() == played.policy.surprise.counts.sum()
 
 
 def test_entries_from_before_the_alarm_are_not_served() -> None:

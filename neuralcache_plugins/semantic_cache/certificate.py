@@ -7,9 +7,11 @@ wealth is a nonnegative supermartingale under its hypothesis, so it ever reaches
 correction for their number (Maurer, Hothorn and Lehmacher 1995; for bounded risks Angelopoulos et al., Learn then
 Test, 2021).
 
-What is rejected is "never better than allowed". The past says nothing of tomorrow, so a drift detector watches the
-answers that are served (Shiryaev-Roberts e-detector: Shin, Ramdas and Rinaldo 2023). On alarm everything is withdrawn,
-and each new certification spends a smaller share of alpha, so that all of them together spend alpha.
+What is rejected is "never better than allowed". The past says nothing of tomorrow, so two detectors watch
+(Shiryaev-Roberts e-detectors: Shin, Ramdas and Rinaldo 2023): one whether the answers that are served err more than
+allowed, from audits; one whether candidates err more than others of their score did before, from misses too, whose
+labels are free. On alarm everything is withdrawn, and each new certification spends a smaller share of alpha, so that
+all of them together spend alpha.
 """
 
 from __future__ import annotations
@@ -29,14 +31,18 @@ AIMS = (0.5, 0.6, 0.7, 0.8, 0.9)
 
 STAKES = np.minimum(np.outer(AIMS, (0.4, 0.8, 1.05)), 0.95)
 """What each rule's bets believe its error to be, as shares of the allowed one (j, b), around what it aims at. All stay
-below 1, or the bets would not be fair. One bet on "no error at all" loses all with the first mistake."""
+below 1, or the bets would not be fair. No bet is on "no error at all": it would lose all with the first mistake."""
 
 RESTART_BELOW = 0.05
 """A wealth that fell so low starts anew with part of what was held back: early labels graded a score that knew
 nothing."""
 
 FIRST_START = 0.95
+"""The share of its capital with which a wealth starts; the rest is kept for starting anew."""
+
 FIRST_SHARE = 0.85
+"""The share of alpha that the first certification may spend; the rest is kept for those after alarms."""
+
 SMOOTHED_OVER, SMOOTHED_WITHIN = 100, 0.5
 ENOUGH, PATIENCE = 3, 200
 """A first certificate goes into service with three rules, or 200 labels later."""
@@ -45,6 +51,22 @@ ALARM_AT = 1_000.0
 """At the allowed error a false alarm comes after 1,000 audits in the mean, at half of it practically never."""
 
 DRIFT_MULTIPLES, DRIFT_RATES = (2.0, 4.0), (0.3, 0.5)
+"""The errors that the alarm from audits looks for: multiples of the allowed one, and rates."""
+
+SURPRISE_AT = 50_000.0
+"""While candidates err no more than others of their score did, 50,000 labels pass in the mean before this alarm."""
+
+SURPRISE_SHARES = (0.1, 0.3, 0.5)
+"""What it looks for: that so large a share of what used to be right has become wrong."""
+
+SURPRISE_EDGES = np.arange(-4.0, 5.5, 0.5)
+"""Scores, in log-odds of being right, between which candidates are alike."""
+
+SURPRISE_PRIOR = 20.0
+"""So many labels the score's own probability counts for in each of these strips."""
+
+SURPRISE_FLOOR = 0.5
+"""No candidate is expected to err less than this share of the allowed error: a rare mistake is no news."""
 
 Flags = npt.NDArray[np.bool_]
 Counts = npt.NDArray[np.int64]
@@ -71,7 +93,7 @@ def mixed(logs: Array) -> Array:
 
 
 def share_of_alpha(alpha: float, earlier: int) -> float:
-    """Return what a certification may spend: 3/4 of alpha the first time, the k-th again 6 (alpha/4) / (pi^2 k^2).
+    """Return what a certification may spend: f alpha the first time, f = .85, the k-th again 6 (1-f) alpha / (pi k)^2.
 
     All of them together spend alpha.
     """
@@ -79,7 +101,7 @@ def share_of_alpha(alpha: float, earlier: int) -> float:
 
 
 def start_capital(starts: Counts) -> Array:
-    """Return the share of the capital with which the k-th start of a wealth begins (k from 0): .9, then .1 in all."""
+    """Return the share of the capital with which the k-th start of a wealth begins (k from 0): .95, then .05 in all."""
     later = (1.0 - FIRST_START) * 6.0 / (math.pi * np.maximum(starts, 1)) ** 2
     return np.where(starts == 0, FIRST_START, later)
 
@@ -203,6 +225,51 @@ class Drift:
 
 
 @dataclass(slots=True)
+class Surprise:
+    """Watches whether candidates err more than those of their score did before, whether they were served or not.
+
+    Counts of labels and of wrong ones in strips of the score, (s,) each, and one Shiryaev-Roberts statistic per
+    alternative, (a,). It may be wrong where errors at a score rise without any shift: that costs hits, until the rules
+    are certified again, and never validity, because a certification may be ended for any reason.
+    """
+
+    limit: float
+    statistics: Array = field(default_factory=lambda: np.zeros(len(SURPRISE_SHARES)))
+    counts: Array = field(default_factory=lambda: np.zeros(len(SURPRISE_EDGES) + 1))
+    wrong: Array = field(default_factory=lambda: np.zeros(len(SURPRISE_EDGES) + 1))
+
+    def observe(self, score: float, wrong: bool) -> bool:
+        """Bet on one label, before ``note`` counts it, and return whether it is time for an alarm. About 10 us.
+
+        R <- (1 + R) likelihood ratio, of "a share t of what used to be right is now wrong", q + t (1-q), against the
+        expected error q. While the error stays within q, R minus the number of labels is a supermartingale, so 50,000
+        is not reached before 50,000 labels in the mean.
+        """
+        expected, shares = self.expected(score), np.array(SURPRISE_SHARES)
+        factors = (expected + shares * (1.0 - expected)) / expected if wrong else 1.0 - shares
+        self.statistics = np.minimum((1.0 + self.statistics) * factors, 1e12)
+        return float(self.statistics.mean()) >= SURPRISE_AT
+
+    def note(self, score: float, wrong: bool) -> None:
+        """Count one label among those of its score."""
+        strip = int(np.searchsorted(SURPRISE_EDGES, score))
+        self.counts[strip] += 1.0
+        self.wrong[strip] += wrong
+
+    def expected(self, score: float) -> float:
+        """Return what error a candidate of this score may have at most without being news.
+
+        The share of wrong ones in its strip, with what the score itself says as 20 labels more, and one standard error
+        on top; at least half of the allowed error.
+        """
+        strip = int(np.searchsorted(SURPRISE_EDGES, score))
+        says = 1.0 / (1.0 + math.exp(min(max(score, -30.0), 30.0)))
+        total = float(self.counts[strip]) + SURPRISE_PRIOR
+        share = (float(self.wrong[strip]) + SURPRISE_PRIOR * says) / total
+        return min(max(share + math.sqrt(share * (1.0 - share) / total), SURPRISE_FLOOR * self.limit), 0.99)
+
+
+@dataclass(slots=True)
 class RunningMean:
     """A bound on the mean chance of being wrong over all audited answers so far, valid at every time at once."""
 
@@ -232,7 +299,11 @@ class RunningMean:
 
 
 class Move(NamedTuple):
-    """That another rule serves, from the strictest, 1, on; 0 is none. ``why``: "certified", "calibrated" or "alarm"."""
+    """That another rule serves, from the strictest, 1, on; 0 is none.
+
+    ``why``: "certified", "calibrated", "alarm: audits" (the reused answers erred) or "alarm: surprise" (candidates of
+    all scores erred more than they used to).
+    """
 
     at: float
     before: int

@@ -24,6 +24,7 @@ from neuralcache_plugins.semantic_cache.certificate import (
     Drift,
     Move,
     RunningMean,
+    Surprise,
     Trials,
     aimed_cuts,
     share_of_alpha,
@@ -42,7 +43,7 @@ from neuralcache_plugins.semantic_cache.parsing import Question
 from neuralcache_plugins.semantic_cache.score import Score
 from neuralcache_plugins.settings import CacheSettings
 
-FORMAT = 3
+FORMAT = 4
 WINDOW = 3_000
 """Judged pairs from which cuts are aimed."""
 
@@ -123,6 +124,7 @@ class Policy:
     cuts: Array = field(default_factory=lambda: np.full(len(AIMS), np.inf))
     tests: Trials = field(init=False)
     drift: Drift = field(init=False)
+    surprise: Surprise = field(init=False)
     served_mean: RunningMean = field(default_factory=RunningMean)
     window: _Window = field(default_factory=lambda: _Window())
 
@@ -183,14 +185,14 @@ class Policy:
         Most of that is aiming the cuts, once in 50 labels. O(d^2) otherwise.
         """
         before = self.tests.live
-        alarm = self._counts(label) and label.coin < label.rate and self._test(label)
+        alarm = self._test(label) if self._counts(label) else ""
         self.teach(label)
         if alarm:
             self._retreat(label.at)
         elif self.labels % RECUT_EVERY == 0:
             self.recut()
-        self.note_move(before, label.at, "alarm" if alarm else "certified")
-        return alarm
+        self.note_move(before, label.at, alarm or "certified")
+        return bool(alarm)
 
     def note_move(self, before: int, at: float, why: str) -> None:
         """Remember that another rule serves now than ``before``, if it does."""
@@ -199,7 +201,10 @@ class Policy:
 
     def teach(self, label: Label) -> None:
         """Let the score learn from one judged pair that is no evidence for the certificate."""
-        self.score.learn(expand(label.features[None])[0], label.right)
+        row = expand(label.features[None])
+        if self._counts(label):
+            self.surprise.note(float(self.score.of(row)[0]), not label.right)
+        self.score.learn(row[0], label.right)
         self.labels += 1
         if self._counts(label):
             self.window.add(label.features, wrong=not label.right, weight=1.0 / label.rate if label.served else 1.0)
@@ -254,8 +259,9 @@ class Policy:
         arrays = {
             "weights": self.score.weights, "covariance": self.score.covariance, "cuts": self.cuts,
             "wealth": self.tests.logs, "starts": self.tests.starts, "certified": self.tests.certified,
-            "drift": self.drift.statistics, "window": self.window.rows, "window_wrong": self.window.wrong,
-            "window_weights": self.window.weights,
+            "drift": self.drift.statistics, "surprise": self.surprise.statistics,
+            "surprise_counts": self.surprise.counts, "surprise_wrong": self.surprise.wrong,
+            "window": self.window.rows, "window_wrong": self.window.wrong, "window_weights": self.window.weights,
         }
         return header, {name: array.copy() for name, array in arrays.items()}
 
@@ -277,12 +283,26 @@ class Policy:
         taken = {name: array.copy() for name, array in arrays.items()}
         policy.score = Score(taken["weights"], taken["covariance"])
         policy.cuts, policy.drift.statistics = taken["cuts"], taken["drift"]
+        policy.surprise = Surprise(
+            policy.limit, taken["surprise"], taken["surprise_counts"], taken["surprise_wrong"]
+        )
         policy.tests = Trials(policy.limit, taken["wealth"], taken["starts"], taken["certified"], *header["tests"])
         policy.window = _Window(taken["window"], taken["window_wrong"], taken["window_weights"], header["window"])
         return policy
 
-    def _test(self, label: Label) -> bool:
-        self._bet(float(self.scores(label.features[None])[0]), label)
+    def _test(self, label: Label) -> str:
+        """Let one judged pair count as evidence; return which alarm it raised, "" for none.
+
+        For the certificate misses must be as rare as audits, or a rule would be tested mostly on what it does not
+        serve. What is usual at a score is asked at each score alone, so there all of them count.
+        """
+        score, live = float(self.scores(label.features[None])[0]), self.tests.live > 0
+        surprised = live and self.surprise.observe(score, not label.right)
+        drifted = label.coin < label.rate and self._weigh(score, label)
+        return "alarm: audits" if drifted else "alarm: surprise" if surprised else ""
+
+    def _weigh(self, score: float, label: Label) -> bool:
+        self._bet(score, label)
         if not label.served:
             return False
         self.audited += 1
@@ -309,7 +329,8 @@ class Policy:
         self._start_certification()
 
     def _start_certification(self) -> None:
-        self.tests, self.drift, self.alpha = Trials(self.limit), Drift(self.limit), None
+        self.tests, self.alpha = Trials(self.limit), None
+        self.drift, self.surprise = Drift(self.limit), Surprise(self.limit)
 
 
 @dataclass(slots=True)
