@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from neuralcache_plugins.contracts import Erasure, Recorded
 from neuralcache_plugins.errors import StoreError
 from neuralcache_plugins.memory import LearnedState, Memory
-from neuralcache_plugins.memory.changes import Changes
+from neuralcache_plugins.memory.changes import MOST_NOISE, Changes
 from neuralcache_plugins.memory.questions import Origin, Questions, Slopes
 from neuralcache_plugins.memory.snapshots import fold_name, pack, unpack
+from neuralcache_plugins.memory.state import LEAST_SILENCE, REHEARSAL_NOISE
 from neuralcache_plugins.settings import RerankSettings
 from neuralcache_plugins.stores.memory import MemoryStore
 from neuralcache_plugins.stores.sqlite import SqliteStore
@@ -160,6 +161,19 @@ def test_every_remembered_question_knows_the_event_that_it_is_from():
                 assert (origin.learned > origin.event) == (ranking is event)
 
 
+def sure_of_itself(seed, steps):
+    """Feedback as in ``topical``, always honest, to rankings that have the right document first."""
+    rng = np.random.default_rng(seed)
+    topics = np.linalg.qr(np.random.default_rng(5).normal(size=(WIDTH, 3)))[0].T
+    events = []
+    for step in range(steps):
+        question = topics[step % 3] + rng.normal(0, 0.1, WIDTH)
+        question = (question / np.linalg.norm(question)).astype(np.float16).astype(np.float32)
+        shown = tuple(f"d{(step + place) % 3}" for place in range(3))
+        events += told(1000 + step, question, shown[0], shown)
+    return events
+
+
 def told(number, vector, helpful, shown=("d0", "d1", "d2")):
     ranking = make_ranking(
         f"r{number}", at=1e9 + number, encoder="one", query_vector=vector, document_ids=shown,
@@ -180,7 +194,7 @@ def test_feedback_that_contradicts_a_near_vote_weakens_it_and_a_far_one_hardly()
     known = helped.near(slots, near)
     assert known.similarity.tolist() == [1.0, 0.0, 1.0]
     assert known.weight[0] < 0.9
-    assert known.weight[1] == known.weight[2] == 1.0
+    assert known.weight[1] == 1.0
 
 
 def test_a_linear_model_says_nothing_about_what_all_questions_share():
@@ -208,6 +222,117 @@ def test_a_linear_model_is_moved_by_its_errors_and_forgotten_with_its_document()
     assert slopes.scores([40, 3], question) == pytest.approx([0.0, 0.25])
 
 
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_rehearsal_is_one_step_for_every_question_on_its_own(count):
+    rng = np.random.default_rng(count)
+    slots, rates = [7, 2, 5][:count], rng.random(count).astype(np.float32)
+    questions = rng.standard_normal((count, WIDTH)).astype(np.float32)
+    slopes = Slopes(WIDTH)
+    slopes.move(list(range(8)), questions[0], rng.standard_normal(8))
+    expected = slopes.rows.astype(np.float64)
+    for place, question in enumerate(questions):
+        chances = np.exp(slopes.scores(slots, question))
+        chances /= chances.sum()
+        for slot, chance, own in zip(slots, chances, np.arange(count) == place, strict=True):
+            expected[slot] += rates[place] * (own - chance) * question
+
+    slopes.rehearse(slots, questions, rates)
+
+    np.testing.assert_allclose(slopes.rows, expected, rtol=1e-4, atol=1e-5)
+
+
+def topical(seed, steps, mistaken):
+    """Feedback on questions about three topics, each of which has a right document; some of it names the next one."""
+    rng = np.random.default_rng(seed)
+    topics = np.linalg.qr(rng.normal(size=(WIDTH, 3)))[0].T
+    events = []
+    for step in range(steps):
+        question = topics[step % 3] + rng.normal(0, 0.1, WIDTH)
+        question = (question / np.linalg.norm(question)).astype(np.float16).astype(np.float32)
+        events += told(step, question, f"d{(step + mistaken(rng, step)) % 3}")
+    return events
+
+
+def newest_weight(state, name):
+    groups = {slot: (weights, origins) for slot, _, weights, origins in state.learners["one"].helped.groups()}
+    weights, origins = groups[state.documents.slots[name]]
+    return float(weights[max(range(len(origins)), key=lambda place: origins[place].event)])
+
+
+def test_a_vote_against_what_is_known_counts_less_the_more_of_the_feedback_is_noise():
+    last = 150  # about the first topic, but names the second one's document
+
+    def honest(rng, step):
+        return step == last
+
+    def noisy(rng, step):
+        return step == last or rng.random() < 0.4
+
+    quiet = folded(topical(3, last + 1, honest), LearnedState(RerankSettings()))
+    loud = folded(topical(3, last + 1, noisy), LearnedState(RerankSettings()))
+
+    assert quiet.learners["one"].changes.noise < 0.01 < 0.1 < loud.learners["one"].changes.noise
+    assert newest_weight(loud, "d1") < 0.8
+    assert newest_weight(quiet, "d1") > newest_weight(loud, "d1") + 0.1
+
+
+def test_where_much_is_noise_old_questions_are_rehearsed_and_a_snapshot_goes_on_in_the_same_way():
+    events = topical(4, 120, lambda rng, step: rng.random() < 0.4)
+    settings = RerankSettings()
+    state = folded(events[:200], LearnedState(settings))
+    assert state.learners["one"].changes.noise > REHEARSAL_NOISE
+
+    half = unpack(pack(state), settings)
+    for position, event in enumerate(events, start=1):
+        half.fold(Recorded(position, event))
+
+    assert same(half, folded(events, LearnedState(settings)))
+
+
+def silent(events, every):
+    """Return the same rankings, but only every so many of them with feedback."""
+    asked = [(event, events[place + 1]) for place, event in enumerate(events) if place % 2 == 0]
+    return [event for step, pair in enumerate(asked) for event in pair[: 2 if step % every == 0 else 1]]
+
+
+def from_silence(state):
+    origins = [one for _, _, _, origins in state.learners["one"].helped.groups() for one in origins]
+    return [one for one in origins if one.learned > one.event]
+
+
+def test_where_hardly_anybody_answers_memory_remembers_what_it_was_sure_of():
+    answered = topical(5, 30, lambda rng, step: False)
+    later = silent(sure_of_itself(6, 400), 8)
+    settings = RerankSettings(questions_per_document=128)
+
+    state = folded([*answered, *later], LearnedState(settings))
+
+    supposed = from_silence(state)
+    assert supposed
+    events = [*answered, *later]
+    helped = state.learners["one"].helped
+    for slot, rows, weights, origins in helped.groups():
+        name = next(name for name, one in state.documents.slots.items() if one == slot)
+        for row, weight, origin in zip(rows, weights, origins, strict=True):
+            if origin in supposed:
+                assert events[origin.event - 1].document_ids[0] == name
+                assert events[origin.event - 1].query_vector.tolist() == row.tolist()
+                assert 0 < weight < 1
+    assert same(unpack(pack(state), settings), state)
+
+
+def test_silence_supposes_nothing_before_trust_is_earned_nor_where_most_answer():
+    settings = RerankSettings()
+    young = folded(silent(sure_of_itself(6, 400), 150), LearnedState(settings))
+    busy = folded(silent(sure_of_itself(6, 400), 2), LearnedState(settings))
+
+    assert young.answer_rate**2 < LEAST_SILENCE <= busy.answer_rate**2
+    assert not young.learners["one"].trust.earned
+    assert busy.learners["one"].trust.earned
+    assert not from_silence(young)
+    assert not from_silence(busy)
+
+
 def test_a_document_that_stops_being_right_is_noticed_once_and_begins_anew():
     changes = Changes()
     for _ in range(30):
@@ -227,6 +352,19 @@ def test_noise_that_was_there_all_along_is_no_change(share):
     alarms = sum(changes.observe(step % 20, missed=bool(rng.random() < share)) for step in range(2000))
 
     assert alarms <= 2
+
+
+def test_noise_is_what_is_missed_beyond_a_learners_own_errors_once_there_is_evidence():
+    def after(share, claims):
+        rng, changes = np.random.default_rng(0), Changes()
+        for step in range(claims):
+            changes.observe(step % 20, missed=bool(rng.random() < share))
+        return changes.noise
+
+    assert after(0.1, 1000) == 0.0
+    assert after(0.4, 1000) == pytest.approx(0.24, abs=0.06)
+    assert after(1.0, 5000) == MOST_NOISE
+    assert after(0.4, 20) == 0.0
 
 
 def test_what_was_learned_of_a_document_that_changed_hardly_counts_afterwards():

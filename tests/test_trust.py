@@ -13,6 +13,7 @@ from neuralcache_plugins.core.trust import (
     Trust,
     hats,
     log_softmax,
+    plausibility,
 )
 
 SHOWN = 5
@@ -167,3 +168,17 @@ def test_feedback_that_counts_less_is_less_evidence_and_less_of_a_lesson(weight)
     np.testing.assert_allclose(less.weights - START, weight * (full.weights - START), rtol=1e-3, atol=1e-12)
     assert full.over_cold.max() > 0
     assert np.abs(full.weights - START).max() > 0
+
+
+def test_feedback_is_as_plausible_as_label_noise_would_have_it():
+    chances, helped = np.array([0.7, 0.2, 0.1]), np.array([False, True, False])
+
+    # right with 0.8 of 0.2, or one of the two others right and this one named by mistake
+    assert plausibility(chances, helped, noise=0.2) == pytest.approx(0.16 / (0.16 + 0.1 * 0.8))
+    assert plausibility(chances, ~helped, noise=0.2) == pytest.approx(0.64 / (0.64 + 0.2 * 0.2))
+    assert plausibility(chances, helped, noise=0.0) == 1.0
+
+
+def test_feedback_for_everything_shown_accuses_nothing_and_for_the_impossible_is_not_believed():
+    assert plausibility(np.array([0.9, 0.1]), np.ones(2, dtype=bool), noise=0.5) == 1.0
+    assert plausibility(np.array([1.0, 0.0]), np.array([False, True]), noise=0.0) == 0.0

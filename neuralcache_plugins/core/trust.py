@@ -23,6 +23,7 @@ from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from neuralcache_plugins.contracts import Array
 
@@ -75,16 +76,32 @@ def log_softmax(values: Array) -> Array:
     return result
 
 
+def plausibility(chances: Array, helped: npt.NDArray[np.bool_], *, noise: float) -> float:
+    """Return the probability in [0, 1] that feedback named the right documents and not some of the others shown.
+
+    ``chances`` (k,), summing to 1, are those that each of the documents shown is right, ``helped`` (k,) says which
+    were rewarded. The posterior under a uniform label noise of share ``noise`` (Patrini et al., CVPR 2017, correct the
+    loss by it). Feedback that rewards everything shown accuses nothing, so it is plausible. O(k).
+    """
+    others = len(helped) - int(np.count_nonzero(helped))
+    if others == 0:
+        return 1.0
+    claimed = float(chances @ helped)
+    right = (1.0 - noise) * claimed
+    wrong = noise / others * (1.0 - claimed)
+    return right / (right + wrong) if right > 0.0 else 0.0
+
+
 def hats(place: float, knots: Sequence[float]) -> Array:
     """Return the share of each knot in ``place``, summing to 1: linear interpolation, constant beyond the ends."""
-    shares = np.zeros(len(knots))
+    shares = [0.0] * len(knots)  # for so few numbers plain Python is faster than numpy
     inside = min(max(place, knots[0]), knots[-1])
     for left, (low, high) in enumerate(pairwise(knots)):
         if inside <= high:
             shares[left + 1] = (inside - low) / (high - low)
             shares[left] = 1.0 - shares[left + 1]
             break
-    return shares
+    return np.array(shares)
 
 
 @dataclass(slots=True)

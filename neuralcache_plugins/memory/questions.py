@@ -87,6 +87,18 @@ class Questions:
         self.origins[slot] = (*self.origins.get(slot, ()), origin)
         self.total += 1
 
+    def count(self, slot: int) -> int:
+        """Return how many questions are remembered for ``slot``."""
+        rows = self._rows.get(slot)
+        return 0 if rows is None else len(rows)
+
+    def of(self, slot: int, number: int) -> tuple[Vector, float] | None:
+        """Return one remembered question of ``slot`` and its weight, counting round and round; None if it has none."""
+        rows = self._rows.get(slot)
+        if rows is None:
+            return None
+        return rows[number % len(rows)], float(self._weights[slot][number % len(rows)])
+
     def reweigh(self, near: Near, slots: Sequence[int], weight: Vector) -> None:
         """Replace the weights of everything in ``near``, which came from the same ``slots``."""
         ends = [*near.starts[1:].tolist(), len(weight)]
@@ -164,6 +176,19 @@ class Slopes:
         while max(slots) >= len(self.rows):
             self.rows = np.concatenate((self.rows, np.zeros_like(self.rows)))
         self.rows[slots] += amounts.astype(np.float32)[:, None] * question
+
+    def rehearse(self, slots: Sequence[int], questions: Matrix, rates: Vector) -> None:
+        """Move the slots' models so that each of ``questions`` (n, width) speaks for its own slot, and not for another.
+
+        One step on the listwise log-loss, of the size ``rates`` (n,), for all at once. O(n^2 * width).
+        """
+        models = self.rows[slots]
+        scores = questions @ models.T
+        scores -= scores.max(axis=1, keepdims=True)
+        steps = np.exp(scores)
+        steps *= -rates[:, None] / steps.sum(axis=1, keepdims=True)
+        steps[np.diag_indices(len(slots))] += rates
+        self.rows[slots] = models + steps.T @ questions
 
     def fade(self, slot: int, kept: float) -> None:
         """Leave only the share ``kept`` of the slot's model."""

@@ -22,7 +22,7 @@ from neuralcache_plugins.memory.questions import Origin, Questions
 from neuralcache_plugins.memory.state import LearnedState, Learner, Waiting
 from neuralcache_plugins.settings import RerankSettings
 
-FORMAT = 6
+FORMAT = 7
 _STATE_NUMBERS = (
     "position", "rankings", "feedback", "first_feedback_at", "last_feedback_at", "answer_rate",
 )
@@ -59,7 +59,10 @@ def pack(state: LearnedState) -> bytes:
         "gain": vars(state.gain),
         "sources": state.sources.table(),
         "satisfaction": state.satisfaction.table(),
-        "waiting": [[key, row.encoder, list(row.document_ids), row.position] for key, row in state.waiting.items()],
+        "waiting": [
+            [key, row.encoder, list(row.document_ids), list(row.cold), row.position]
+            for key, row in state.waiting.items()
+        ],
         "learners": [
             _pack_learner(f"{index}", encoder, learner, place, arrays)
             for index, (encoder, learner) in enumerate(state.learners.items())
@@ -99,8 +102,9 @@ def _restore(header: dict[str, Any], arrays: dict[str, np.ndarray[Any, Any]], se
     documents.rewards_total = header["rewards_total"]
     for name in COLUMNS:
         setattr(documents, name, array("d", arrays[name].tobytes()))
-    for index, (key, encoder, document_ids, position) in enumerate(header["waiting"]):
-        state.waiting[key] = Waiting(encoder, _vector(arrays, f"waiting.{index}"), tuple(document_ids), position)
+    for index, (key, encoder, document_ids, cold, position) in enumerate(header["waiting"]):
+        question = _vector(arrays, f"waiting.{index}")
+        state.waiting[key] = Waiting(encoder, question, tuple(document_ids), tuple(cold), position)
     for index, packed in enumerate(header["learners"]):
         state.learners[packed["encoder"]] = _restore_learner(f"{index}", packed, arrays, settings)
     return state

@@ -11,7 +11,7 @@ import numpy as np
 
 from neuralcache_plugins.contracts import Array, FeedbackGiven, RankingServed, Recorded, SatisfactionFell, Vector
 from neuralcache_plugins.core import signals
-from neuralcache_plugins.core.trust import COLD, FEATURES, LINEAR, Nearness, Trust, log_softmax
+from neuralcache_plugins.core.trust import COLD, FEATURES, LINEAR, Nearness, Trust, log_softmax, plausibility
 from neuralcache_plugins.memory.changes import Changes
 from neuralcache_plugins.memory.course import Course
 from neuralcache_plugins.memory.documents import Documents
@@ -34,7 +34,15 @@ REFUSAL_SHARE = 4
 """A document keeps this many times fewer questions that it did not help: they tell less and cost as much."""
 
 LEAST_SILENCE = 0.05
-"""Silence that weighs less than this is not remembered."""
+"""Silence that weighs less than this says nothing."""
+
+SUPPOSED = 0.3
+SUPPOSED_FROM = 0.5
+SUPPOSED_SHARE = 0.5
+"""Where silence says nothing, the question is remembered for the document that came first if memory itself finds that
+at least ``SUPPOSED_FROM`` likely, with ``SUPPOSED`` times that chance, the less the more feedback there is. Only up to
+a share of a document's capacity: the rest is for what was really told. Self-training (Scudder, IEEE Trans. IT 11,
+1965) under the guard: it starts when trust is earned, and every feedback tests what came of it."""
 
 BLAME = 0.5
 PRAISE = 0.1
@@ -53,6 +61,14 @@ SLOPE_RATE = 2.0
 """Step of the linear models: constant, so that they follow a world that changes. 3 instead helps MiniLM (hostile,
 clicks) by about 0.01 over 1 and costs the local encoder 0.005 where feedback is sparse (one seed)."""
 
+REHEARSAL_NOISE = 0.1
+REHEARSAL_EVERY = 4
+REHEARSAL_RATE = 2.0
+REHEARSAL_STRIDE = 40503
+"""Where this share of the feedback is noise, every fourth feedback goes with one step of the linear models on a
+remembered question of each document shown: old ones hold against a new one that may be wrong. Their weights are what
+later feedback left of them, so refuted ones teach little. Elsewhere it would only slow a change down (drift: -0.02)."""
+
 CHANGED_KEPT = 0.1
 """What a document that changed keeps of its votes, refusals and linear model: it starts almost afresh. Under drift 0.3
 loses 0.01 to 0.03, 0 less than 0.01 (one seed)."""
@@ -69,6 +85,7 @@ class Waiting(NamedTuple):
     encoder: str
     question: Vector | None
     document_ids: tuple[str, ...]
+    cold: tuple[float, ...]
     position: int
 
 
@@ -229,7 +246,9 @@ class LearnedState:
         shown = event.document_ids[:EXPOSED]
         for rank, document_id in enumerate(shown):
             self._pay(document_id, at=event.at, exposure=1.0 / (1.0 + rank))
-        self.waiting[event.ranking_id] = Waiting(event.encoder, event.query_vector, shown, self.position)
+        self.waiting[event.ranking_id] = Waiting(
+            event.encoder, event.query_vector, shown, event.cold[:EXPOSED], self.position
+        )
         if len(self.waiting) > PATIENCE:
             _, unanswered = self.waiting.popitem(last=False)
             self._unanswered(unanswered)
@@ -277,25 +296,40 @@ class LearnedState:
         )
         reward = np.array([rewards.get(name, 0.0) for name in names])
         helped = np.maximum(0.0, reward)
+        plausible = 1.0
         if helped.any():
-            predicted = learner.trust.test_and_learn(
-                features, helped, nearness=learner.nearness(near), weight=weight
-            )
+            noise = learner.changes.noise
+            nearness = learner.nearness(near)
+            predicted = learner.trust.test_and_learn(features, helped, nearness=nearness, weight=weight)
+            chances = np.exp(predicted)
+            # where memory knows nothing near it cannot tell what is plausible
+            plausible -= nearness.reach * (1.0 - plausibility(chances, helped > 0, noise=noise))
             learner.course.observe(learner.trust, feedback=self.feedback, at=event.at)
             if near is not None:
-                self._judge(learner, near, slots, helped, np.exp(predicted), weight)
+                self._judge(learner, near, slots, helped, chances, weight)
                 first = int(predicted.argmax())
                 self._check(learner, slots[first], missed=bool(helped[first] == 0), weight=weight)
             if not helped.all():
                 chances = np.exp(log_softmax(features[:, COLD] + features[:, LINEAR]))
-                self._move(learner, slots, question, weight * SLOPE_RATE * (helped / helped.sum() - chances))
+                rate = weight * plausible * SLOPE_RATE
+                self._move(learner, slots, question, rate * (helped / helped.sum() - chances))
         origin = Origin(self.position, self.position)
         for slot, value in zip(slots, reward.tolist(), strict=True):
             if value > 0:
-                learner.helped.add(slot, question, value, origin=origin)
+                learner.helped.add(slot, question, plausible * value, origin=origin)
             elif value < 0:
                 learner.failed.add(slot, question, -value, origin=origin)
+        if helped.any() and noise > REHEARSAL_NOISE and self.feedback % REHEARSAL_EVERY == 0:
+            self._rehearse(learner, slots)
         self._make_room(learner)
+
+    def _rehearse(self, learner: Learner, slots: list[int]) -> None:
+        """Let the linear models of the documents shown tell one remembered question of each apart once more."""
+        number = self.feedback * REHEARSAL_STRIDE
+        found = {slot: one for slot in slots if (one := learner.helped.of(slot, number)) is not None}
+        questions = np.array([question for question, _ in found.values()]) - learner.spread.centre
+        rates = np.array([REHEARSAL_RATE * weight for _, weight in found.values()], dtype=np.float32)
+        learner.slopes.rehearse(list(found), questions, rates)
 
     def _judge(
         self, learner: Learner, near: Near, slots: list[int], helped: Array, chances: Array, weight: float
@@ -307,7 +341,7 @@ class LearnedState:
         standard = (near.similarity - learner.spread.mean) / learner.spread.deviation
         closeness = np.exp((standard - max(signals.NEAR, float(standard.max()))) / JUDGED_WIDTH)
         closeness[standard < signals.FAR] = 0.0
-        sizes = np.append(near.starts[1:], len(standard)) - near.starts
+        sizes = near.remembered.astype(np.int64)
         agrees = helped[near.columns] > 0
         rate = weight * np.where(agrees, PRAISE, BLAME * chances[near.columns])
         step = closeness * np.repeat(rate, sizes) * (np.repeat(agrees, sizes) - near.weight)
@@ -341,7 +375,10 @@ class LearnedState:
         self.answer_rate -= max(ANSWER_RATE, 1.0 / self.rankings) * self.answer_rate
         learner = self.learners.get(waiting.encoder)
         weight = self.answer_rate**2
-        if learner is None or waiting.question is None or weight < LEAST_SILENCE:
+        if learner is None or waiting.question is None:
+            return
+        if weight < LEAST_SILENCE:
+            self._suppose(learner, waiting.question, waiting)
             return
         slots = [slot for slot in self.documents.slots_of(waiting.document_ids) if slot >= 0]
         if not slots:
@@ -352,6 +389,23 @@ class LearnedState:
         for slot in slots:
             learner.failed.add(slot, waiting.question, weight, origin=origin)
         self._make_room(learner)
+
+    def _suppose(self, learner: Learner, question: Vector, waiting: Waiting) -> None:
+        """Remember what memory itself would say to a question that nobody answered, where hardly anybody does."""
+        slots = self.documents.slots_of(waiting.document_ids)
+        first, room = (slots or [-1])[0], SUPPOSED_SHARE * learner.helped.capacity
+        if first < 0 or not learner.trust.earned or learner.helped.count(first) >= room:
+            return
+        silent = np.zeros(len(slots))
+        features, near, _ = self.features(
+            learner, question, slots, cold=np.array(waiting.cold), pheromone=silent.astype(np.float32), narrative=silent
+        )
+        nearness = learner.nearness(near)
+        chances = np.exp(log_softmax(features @ learner.trust.weights_at(nearness)))
+        if nearness.reach == 1.0 and chances.argmax() == 0 and chances[0] >= SUPPOSED_FROM:
+            supposed = SUPPOSED * (1.0 - self.answer_rate) ** 2 * float(chances[0])
+            learner.helped.add(first, question, supposed, origin=Origin(waiting.position, self.position))
+            self._make_room(learner)
 
     def _blame(self, learner: Learner, question: Vector, slots: list[int], weight: float) -> None:
         """Take back, by ``weight``, what memory claimed for documents that nobody found helpful."""
