@@ -399,12 +399,14 @@ def test_snapshots_of_other_settings_have_another_name():
 
 
 class Spy(MemoryStore):
-    """Counts the reads of the log."""
+    """Notes the reads of the log."""
 
-    reads = 0
+    def __init__(self):
+        super().__init__()
+        self.reads_after = []
 
     def read(self, **where):
-        self.reads += 1
+        self.reads_after.append(where.get("after"))
         return super().read(**where)
 
 
@@ -424,12 +426,12 @@ def test_what_a_process_wrote_itself_is_not_read_again():
     store = Spy()
     memory, recorder = attached(store)
     memory.state("default")
-    reads = store.reads
+    store.reads_after.clear()
 
     log(recorder, random_events(6, 30))
 
     assert memory.state("default").position == store.head().position
-    assert store.reads == reads
+    assert store.reads_after == []
     recorder.close()
 
 
@@ -503,6 +505,46 @@ def test_a_start_from_a_snapshot_reads_only_the_tail():
     later, _ = attached(store, snapshot_every=10)
 
     assert same(later.state("default"), memory.state("default"))
+    recorder.close()
+
+
+def test_a_process_far_behind_goes_on_from_the_snapshot_of_another():
+    store, other = Spy(), random_events(15, 60, namespaces=("a", "b"))
+    memory, recorder = attached(store, snapshot_every=10)
+    sleeper, _ = attached(store, snapshot_every=10)
+    log(recorder, other[:20])
+    for name in ("a", "b"):
+        memory.state(name), sleeper.state(name)
+    log(recorder, other[20:])
+    memory.state("a")
+    memory.save_snapshots(all_moved=True)
+    log(recorder, random_events(16, 2, namespaces=("a", "b")))
+    saved = min(store.load_snapshot(name, fold_name(SMALL)).position for name in ("a", "b"))
+    store.reads_after.clear()
+
+    woken = [sleeper.state(name) for name in ("a", "b")]
+
+    assert store.reads_after == [saved]
+    assert all(map(same, woken, map(memory.state, ("a", "b"))))
+    recorder.close()
+
+
+def test_a_fall_that_was_leapt_over_is_told_once():
+    store, told_of = MemoryStore(), []
+    memory, recorder = attached(store, snapshot_every=10)
+    sleeper = Memory(store, settings=SMALL, snapshot_every=10, on_fall=told_of.append)
+    sleeper.state("default")
+    rankings = [event for event in random_events(17, 400) if hasattr(event, "query_key")]
+    for number, ranking in enumerate(rankings):
+        best = ((ranking.document_ids[0], 1.0 if number < 200 else -1.0),)
+        log(recorder, [ranking, make_feedback(ranking, feedback_id=f"x{number}", rewards=best)])
+    falls = memory.state("default").satisfaction.falls
+    memory.save_snapshots()
+
+    sleeper.state("default")
+
+    assert falls >= 1
+    assert told_of == [memory.state("default").satisfaction.last]
     recorder.close()
 
 

@@ -176,6 +176,8 @@ class Memory:
             self._states.clear()
             self._snapshot_at.clear()
             self._epoch, self._position = head.epoch, head.position
+        if head.position - self._position > self._snapshot_every:
+            self._leap(head.position)
         while self._position < head.position:
             batch = self._store.read(after=self._position, upto=head.position, limit=READ_LIMIT)
             if not batch:
@@ -183,6 +185,20 @@ class Memory:
                 break
             self._fold_in(batch)
         self._sign = sign
+
+    def _leap(self, target: int) -> None:
+        """Go on from snapshots that others have saved since: sooner done than folding all that they have folded.
+
+        Of the falls that this leaps over the last is told.
+        """
+        for name, state in self._states.items():
+            newer = self._from_snapshot(name, upto=target)
+            if newer is None or newer.position <= state.position:
+                continue
+            self._states[name] = newer
+            if newer.satisfaction.last is not None and newer.satisfaction.falls > state.satisfaction.falls:
+                self._on_fall(newer.satisfaction.last)
+        self._position = max(self._position, min((one.position for one in self._states.values()), default=target))
 
     def _see(self, head: Head, sign: Hashable) -> None:
         if self.known_epoch not in (0, head.epoch):
@@ -198,7 +214,7 @@ class Memory:
             self._position = one.position
 
     def _load(self, namespace: str) -> LearnedState:
-        state = self._from_snapshot(namespace)
+        state = self._from_snapshot(namespace, upto=self._position) or LearnedState(self._settings)
         while True:
             batch = self._store.read(
                 after=state.position, upto=self._position, namespace=namespace, limit=READ_LIMIT
@@ -208,16 +224,14 @@ class Memory:
             if len(batch) < READ_LIMIT:
                 return state
 
-    def _from_snapshot(self, namespace: str) -> LearnedState:
+    def _from_snapshot(self, namespace: str, *, upto: int) -> LearnedState | None:
         snapshot = self._store.load_snapshot(namespace, self._fold)
-        if snapshot is None or snapshot.epoch != self._epoch or snapshot.position > self._position:
-            return LearnedState(self._settings)
+        if snapshot is None or snapshot.epoch != self._epoch or snapshot.position > upto:
+            return None
         try:
             state = unpack(snapshot.state, self._settings)
         except ValueError as error:
             logger.warning("the snapshot of namespace %r cannot be read and is made anew: %s", namespace, error)
-            return LearnedState(self._settings)
+            return None
         self._snapshot_at[namespace] = state.rankings + state.feedback
         return state
-
-
