@@ -46,7 +46,12 @@ class Told:
     @property
     def design(self) -> bool:
         """Whether this belongs to the half that the weights were fitted on."""
-        return hashlib.md5(self.group.encode(), usedforsecurity=False).digest()[0] % 2 == 0
+        return design(self.group)
+
+
+def design(group: str) -> bool:
+    """Return whether a conversation, article or claim belongs to the half that things were chosen on."""
+    return hashlib.md5(group.encode(), usedforsecurity=False).digest()[0] % 2 == 0
 
 
 def mtrag(data: Path, name: str) -> list[Told]:

@@ -15,10 +15,12 @@ from pydantic import BaseModel
 from neuralcache_plugins import Attribution
 from neuralcache_plugins.attribution import attribute, evidence, likeness_by
 from neuralcache_plugins.attribution.abstention import abstains
-from neuralcache_plugins.attribution.evidence import WORDS, features, sentences
+from neuralcache_plugins.attribution.evidence import WORDS, features, sentences, weighed
 from neuralcache_plugins.attribution.prompts import labels_in
 from neuralcache_plugins.testing import HashingEncoder
 
+WORD = st.sampled_from(["amber", "basalt", "coral", "delta", "ember", "fjord"])
+SAID = st.lists(st.lists(WORD, max_size=8).map(" ".join), min_size=1, max_size=4)
 IDS = ["hours-1", "reset-2", "cards-3", "fees"]
 TEXTS = [
     "Our branches are open from nine to five on weekdays and closed on Sundays.",
@@ -157,6 +159,40 @@ def test_an_answer_from_elsewhere_rewards_nothing():
     assert used("Certainly!") == used("") == used("   ") == []
 
 
+MILL = [
+    "The old mill was restored in 1986 by the villagers, who use it as a museum of farming. Its wheel turns again on "
+    "Sundays in summer.",
+    "A bakery opened beside the harbour and sells bread until noon.",
+    "The ferry to the island leaves twice a day from the western pier.",
+]
+
+
+@pytest.mark.parametrize("answer", [
+    "The old mill by the river was built by monks in 1712 and ground rye and barley for the villagers of the valley.",
+    "The wheel of the old mill was made of oak from the northern forest by a carpenter from the next valley.",
+    "The old mill is a museum of farming that opens on winter weekends for school classes, says the mayor.",
+])
+def test_being_the_only_one_about_the_subject_is_no_use_of_a_document(answer):
+    """The answer is from elsewhere; all of its words that anybody has are in one document, and they are few."""
+    found = attribute(answer, ["mill", "bakery", "ferry"], MILL, query="when was the old mill built")
+
+    assert found.probabilities["mill"] < 0.5
+    assert found.rewards == {}
+
+
+@given(SAID, SAID)
+def test_what_a_document_alone_has_counts_as_far_as_anything_is_from_the_documents(said, texts):
+    table = features(said, texts)
+    before = table.copy()
+    most = [max((row[WORDS.index(name)] for row in table), default=0.0) for name in ("best sentence", "longest run")]
+    held = sum(most) / 2
+    expected = [[value * held if name in ("added words", "own words") else value
+                 for name, value in zip(WORDS, row, strict=True)] for row in table]
+
+    np.testing.assert_allclose(weighed(table), np.array(expected).reshape(table.shape))
+    np.testing.assert_array_equal(table, before)
+
+
 def test_a_number_tells_documents_apart_that_are_alike():
     texts = ["The monthly fee of the basic account is 3 euros.", "The monthly fee of the gold account is 12 euros."]
 
@@ -223,10 +259,6 @@ def slow_features(said, texts):
         rows.append((np.sqrt(len(pairs & own) / len(pairs)) if pairs else 0.0, longest / min(12, max(1, len(tokens))),
                      share / (share + 0.15)))
     return np.array(rows)
-
-
-WORD = st.sampled_from(["amber", "basalt", "coral", "delta", "ember", "fjord"])
-SAID = st.lists(st.lists(WORD, max_size=8).map(" ".join), min_size=1, max_size=4)
 
 
 @given(SAID, SAID)

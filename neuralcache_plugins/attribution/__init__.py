@@ -13,7 +13,7 @@ import numpy as np
 
 from neuralcache_plugins.attribution.abstention import abstains
 from neuralcache_plugins.attribution.citations import Labels, read
-from neuralcache_plugins.attribution.evidence import MEANING, WORDS, Encode, features, sentences
+from neuralcache_plugins.attribution.evidence import MEANING, WORDS, Encode, features, sentences, weighed
 from neuralcache_plugins.contracts import CITATION, CONTEXT_USE, Array, Attribution, Encoder, Matrix
 from neuralcache_plugins.core.vectors import unit_rows
 
@@ -27,8 +27,8 @@ class Weights(NamedTuple):
     of: tuple[float, ...]
 
 
-BY_WORDS = Weights(-3.39, (0.38, 0.55, 0.64, 1.62, 1.58, 2.14, 2.24))
-BY_WORDS_AND_MEANING = Weights(-3.63, (0.38, 0.56, 0.59, 1.50, 1.54, 2.08, 2.13, 0.84))
+BY_WORDS = Weights(-3.22, (0.48, 1.26, 1.24, 1.56, 1.28, 1.95, 1.95))
+BY_WORDS_AND_MEANING = Weights(-3.50, (0.47, 1.30, 1.18, 1.42, 1.24, 1.87, 1.82, 0.94))
 
 CITED = 4.0
 NOT_CITED = -2.0
@@ -73,7 +73,7 @@ def attribute(
     hedged = len(said) < len(parts)
     table = features(said, shown, query=query, encode=encode)
     weights = BY_WORDS if encode is None else BY_WORDS_AND_MEANING
-    logits = weights.constant + table @ np.array(weights.of) + (HEDGED if hedged else 0.0)
+    logits = weights.constant + weighed(table) @ np.array(weights.of) + (HEDGED if hedged else 0.0)
     if cited:
         logits = _with_citations(logits, cited)
     abstained = hedged and not cited and _says_nothing(said)

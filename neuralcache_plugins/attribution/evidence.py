@@ -69,6 +69,19 @@ def features(said: Sequence[str], texts: Sequence[str], *, query: str = "", enco
     return np.array(columns).T
 
 
+def weighed(table: Array) -> Array:
+    """Return the evidence as it is weighed: what a document alone has counts as far as any holds what was said.
+
+    Of documents that the answer is not from, one has the most words in common all the same. So "added words" and "own
+    words" are multiplied by the mean of the best sentence and the longest run of all documents. (n, f) -> (n, f).
+    """
+    found = table.copy()
+    if len(found):
+        held = table[:, [WORDS.index("best sentence"), WORDS.index("longest run")]].max(axis=0).mean()
+        found[:, [WORDS.index("added words"), WORDS.index("own words")]] *= held
+    return found
+
+
 class _Words:
     """The distinct content words of an answer (t), and which of the n documents has which."""
 
