@@ -15,6 +15,9 @@ from typing import Any, NamedTuple
 Shown = tuple[str, str]
 """(namespace, ranking id)"""
 
+MOST_RUNS = 20_000
+"""Runs remembered of one tree; from so many on the older half goes, first what is of no use any more."""
+
 
 class _Streamed:
     """Says that a run's output is a stream, whose text is what its last model replied."""
@@ -46,19 +49,17 @@ class _Tree:
     parents: dict[Hashable, Hashable | None] = field(default_factory=dict)
     clock: int = 0
     rankings: list[tuple[int, Hashable, Shown]] = field(default_factory=list)
+    known: set[Shown] = field(default_factory=set)
     models: list[_Model] = field(default_factory=list)
+    speaking: dict[Hashable, _Model] = field(default_factory=dict)
     around: set[Hashable] = field(default_factory=set)
     outputs: dict[Hashable, Any] = field(default_factory=dict)
+    ended: set[Hashable] = field(default_factory=set)
     over: bool = False
 
     def tick(self) -> int:
         self.clock += 1
         return self.clock
-
-    @property
-    def speaking(self) -> bool:
-        """Whether a model has begun to reply and not ended."""
-        return any(model.state == "open" for model in self.models)
 
     def above(self, run: Hashable) -> list[Hashable]:
         """Return the runs around ``run``, innermost first."""
@@ -70,15 +71,57 @@ class _Tree:
         return found
 
 
+    @property
+    def size(self) -> int:
+        """Runs, rankings or models, whichever are most."""
+        return max(len(self.parents), len(self.rankings), len(self.models))
+
+    def prune(self, room: int) -> set[Hashable]:
+        """Forget until ``size`` is ``room``, and return the runs that went. O(size).
+
+        First ended runs that nothing needs go, then older models, then older rankings with the runs around them; the
+        root, and whatever is around what is kept, stay.
+        """
+        gone: set[Hashable] = set()
+        while True:
+            gone |= self._forget_runs(len(self.parents) - room)
+            self._forget_models(self.models[-room:])
+            if self.size <= room:
+                return gone
+            self.rankings = self.rankings[(len(self.rankings) + 1) // 2 :]
+            self.known = {shown for _, _, shown in self.rankings}
+            self.around = {around for _, run, _ in self.rankings for around in [run, *self.above(run)]}
+            self.outputs = {run: output for run, output in self.outputs.items() if run in self.around}
+
+    def _forget_runs(self, excess: int) -> set[Hashable]:
+        needed = {self.root, *self.around}
+        for model in self.models:
+            needed.update([model.run, *self.above(model.run)])
+        stale = [run for run in self.parents if run not in needed and (run in self.ended or not self.rankings)]
+        gone = set(stale[: max(0, excess)])
+        for run in gone:
+            del self.parents[run]
+        self.ended -= gone
+        return gone
+
+    def _forget_models(self, kept: Sequence[_Model]) -> None:
+        # a model asked before all rankings that are left answers none of them
+        self.models = [model for model in kept if self.rankings and model.began > self.rankings[0][0]]
+        alive = set(map(id, self.models))
+        self.speaking = {run: model for run, model in self.speaking.items() if id(model) in alive}
+
+
 class Forest:
-    """Trees of runs under way, at most ``capacity``: the oldest goes. Every method costs microseconds.
+    """Trees of runs under way, at most ``capacity`` of at most ``most_runs`` each. Every method costs microseconds.
 
     ``answer_in`` finds an answer in a run's output: text, or a structure with text; None if there is none, ``STREAMED``
     if it is still to come. With ``waits`` a tree whose root has ended waits for the models that are still speaking.
     """
 
-    def __init__(self, answer_in: Callable[[Any], Any], *, capacity: int = 1_000, waits: bool = False) -> None:
+    def __init__(self, answer_in: Callable[[Any], Any], *, capacity: int = 1_000, waits: bool = False,
+                 most_runs: int = MOST_RUNS) -> None:
         self._answer_in = answer_in
+        self._most_runs = most_runs
         self._waits = waits
         self._capacity = capacity
         self._lock = threading.Lock()
@@ -99,8 +142,9 @@ class Forest:
         with self._lock:
             tree = self._add(run, parent)
             # told twice, by two handlers of one event
-            if any(own == shown for _, _, own in tree.rankings):
+            if shown in tree.known:
                 return
+            tree.known.add(shown)
             tree.rankings.append((tree.tick(), run, shown))
             tree.around.update([run, *tree.above(run)])
 
@@ -109,7 +153,8 @@ class Forest:
         with self._lock:
             tree = self._add(run, parent)
             if tree.rankings:
-                tree.models.append(_Model(run, tree.tick(), prompt))
+                model = tree.speaking[run] = _Model(run, tree.tick(), prompt)
+                tree.models.append(model)
             return bool(tree.rankings)
 
     def ended(self, run: Hashable, output: Any) -> Callable[[], list[Answered]] | None:
@@ -130,7 +175,11 @@ class Forest:
                 tree = self._trees[root] = _Tree(root)
                 self._make_room()
             tree.parents[run] = parent if root != run else None
-        return self._trees[root]
+        tree = self._trees[root]
+        if tree.size > self._most_runs:
+            for gone in tree.prune(self._most_runs // 2):
+                self._root_of.pop(gone, None)
+        return tree
 
     def _ended(self, run: Hashable, output: Any, *, state: str) -> Callable[[], list[Answered]] | None:
         with self._lock:
@@ -138,13 +187,13 @@ class Forest:
             if root is None:
                 return None
             tree = self._trees[root]
-            for model in tree.models:
-                if model.state != "open":
-                    continue
-                if model.run == run:
-                    model.state, model.reply = state, output
-                elif state == "failed" and run in tree.above(model.run):
-                    model.state = state
+            tree.ended.add(run)
+            model = tree.speaking.pop(run, None)
+            if model is not None:
+                model.state, model.reply = state, output
+            if state == "failed":
+                for within in [one for one in tree.speaking if run in tree.above(one)]:
+                    tree.speaking.pop(within).state = state
             if run in tree.around and state == "done":
                 tree.outputs[run] = output
             tree.over = tree.over or run == root
