@@ -92,9 +92,13 @@ class Recorder:
         Raises ``StoreError`` when the store cannot, and ``ErasedMeanwhileError`` when ``epoch`` is given and over; then
         the feedback is not stored and the rankings stay pending.
         """
+        return self.told_all([event], epoch=epoch)[0]
+
+    def told_all(self, events: Sequence[FeedbackGiven], *, epoch: int | None = None) -> list[Recorded]:
+        """Do what ``told`` does for several, with one append: all of them are stored, or none is."""
         if self._closed:
             raise StoreClosedError("the recorder is closed")
-        return self._writer.write_feedback(event, epoch)
+        return self._writer.write_feedback(events, epoch)
 
     def keep_vectors(self, namespace: str, encoder: str, vectors: Sequence[StoredVector], *, at: float,
                      max_rows: int) -> None:
@@ -288,21 +292,23 @@ class _Writer:
         self._turn = threading.Lock()
         self._failing = False
 
-    def write_feedback(self, event: FeedbackGiven, epoch: int | None) -> Recorded:
+    def write_feedback(self, events: Sequence[FeedbackGiven], epoch: int | None) -> list[Recorded]:
         with self._turn:
             if not len(self._buffer):
-                known = self._buffer.find_recent(event.ranking_id, event.namespace)
-                return self._append([storable_feedback(event, known)], epoch)[0]
+                return self._append([
+                    storable_feedback(event, self._buffer.find_recent(event.ranking_id, event.namespace))
+                    for event in events
+                ], epoch)
             # many rankings go first, in transactions of their own: the one with the feedback stays small
             self._write_rankings(leave=_BATCH)
             rankings = list(map(storable_ranking, self._buffer.pending()))
-            feedback = storable_feedback(event, self._known(event, rankings))
+            feedback = [storable_feedback(event, self._known(event, rankings)) for event in events]
             try:
-                return self._append([*rankings, feedback], epoch)[-1]
+                return self._append([*rankings, *feedback], epoch)[-len(feedback) :]
             except InvalidInputError:
                 # one of the rankings cannot be stored at all; or the feedback itself, and then this raises again
                 self._write_rankings(leave=0)
-                return self._append([feedback], epoch)[-1]
+                return self._append(feedback, epoch)
 
     def write_pending(self) -> None:
         with self._turn:

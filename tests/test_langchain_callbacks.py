@@ -16,6 +16,7 @@ from typing import Any, TypedDict
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from langchain.agents import create_agent
 from langchain_classic.retrievers import ContextualCompressionRetriever
 from langchain_core.callbacks import adispatch_custom_event
 from langchain_core.documents import Document
@@ -26,12 +27,14 @@ from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResu
 from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.retrievers import BaseRetriever
 from langchain_core.runnables import RunnableLambda, RunnableParallel, RunnablePassthrough
-from langchain_core.tools import tool
+from langchain_core.tools import create_retriever_tool, tool
 from langgraph.graph import END, START, StateGraph
 
-from neuralcache_plugins import InvalidInputError, Reranker, RerankSettings, StoreSettings
+from neuralcache_plugins import InvalidInputError, Reranker, RerankSettings, StoreSettings, open_store
+from neuralcache_plugins.attribution.runs import Forest
 from neuralcache_plugins.contracts import FeedbackGiven
 from neuralcache_plugins.langchain import NeuralCacheCallbackHandler, NeuralCacheCompressor, NeuralCacheRetriever
+from neuralcache_plugins.langchain.callbacks import CallbackStats
 from neuralcache_plugins.reranker import background
 from neuralcache_plugins.testing import HashingEncoder
 
@@ -135,6 +138,15 @@ def found_by(place: str, compressor: NeuralCacheCompressor) -> Any:
     if place == "as_runnable":
         return RunnableParallel(documents=Shelf(), query=RunnablePassthrough()) | compressor.as_runnable()
 
+    def by_rank(question):
+        return [passages()[place] for place in compressor.rank(passages(), question).positions]
+
+    async def aby_rank(question):
+        return [passages()[place] for place in (await compressor.arank(passages(), question)).positions]
+
+    if place == "by rank()":
+        return RunnableLambda(by_rank, afunc=aby_rank)
+
     def by_hand(question):
         return compressor.compress_documents(passages(), question)
 
@@ -163,7 +175,7 @@ def own(*names: str) -> list[tuple[str, tuple[str, ...], str]]:
     return sorted((name, (name,), "context_use") for name in names)
 
 
-PLACES = ["ContextualCompressionRetriever", "NeuralCacheRetriever", "as_runnable", "by hand"]
+PLACES = ["ContextualCompressionRetriever", "NeuralCacheRetriever", "as_runnable", "by hand", "by rank()"]
 
 
 @pytest.mark.parametrize("place", PLACES)
@@ -405,6 +417,51 @@ async def test_an_agents_answer_is_told_to_both_of_its_retrievals(call, compress
         assert set(documents) <= {"amber", "delta"}
 
 
+class Half(Shelf):
+    """Half of the facts: an agent needs two of these."""
+
+    second: bool
+
+    def _get_relevant_documents(self, query: str, *, run_manager: Any) -> list[Document]:
+        return passages()[len(NAMES) // 2 :] if self.second else passages()[: len(NAMES) // 2]
+
+    async def _aget_relevant_documents(self, query: str, *, run_manager: Any) -> list[Document]:
+        await asyncio.sleep(random.random() * 0.003)
+        return self._get_relevant_documents(query, run_manager=run_manager)
+
+
+class CallsBoth(BaseChatModel):
+    """Calls both of its retrievers at once, and answers from what each of them found."""
+
+    @property
+    def _llm_type(self) -> str:
+        return "calls both"
+
+    def bind_tools(self, tools: Any, **kwargs: Any) -> Any:
+        return self
+
+    def _generate(self, messages, stop=None, run_manager=None, **kwargs):
+        if any(isinstance(message, ToolMessage) for message in messages):
+            said = AIMessage(f"{FACTS['amber']}. {FACTS['jasper']}.")
+        else:
+            said = AIMessage("", tool_calls=[{"name": name, "id": name, "args": {"query": name}}
+                                             for name in ("minerals", "stones")])
+        return ChatResult(generations=[ChatGeneration(message=said)])
+
+
+async def test_langchains_agent_with_two_retrievers_tells_each_its_own(call, compressor, handler, reranker):
+    """The framework's own agent: a graph, whose tools run in parallel."""
+    tools = [
+        create_retriever_tool(NeuralCacheRetriever(base_retriever=Half(second=second), compressor=compressor), name, "")
+        for name, second in (("minerals", False), ("stones", True))
+    ]
+    asked = {"messages": [HumanMessage("tell me about both")]}
+
+    await call(create_agent(CallsBoth(), tools), "invoke", asked, config={"callbacks": [handler]})
+
+    assert told(handler, reranker) == [("minerals", ("amber",), "context_use"), ("stones", ("jasper",), "context_use")]
+
+
 async def test_a_chain_that_an_agent_uses_as_a_tool_answers_for_itself(call, compressor, handler, reranker):
     inner = rag(compressor)
 
@@ -532,6 +589,38 @@ def test_a_handler_made_for_one_call_leaves_no_thread_behind(compressor, reranke
     assert told(handler, reranker) == own("amber", "basalt")
 
 
+@pytest.mark.parametrize("closed_by_hand", [True, False])
+def test_a_reranker_that_is_closed_first_loses_no_feedback(closed_by_hand):
+    """Whatever the order in which handler and reranker end."""
+    go, handler = threading.Event(), None
+    store = open_store("memory://")
+    with Reranker(HashingEncoder(), store=store, store_settings=StoreSettings(store_text=True)) as reranker:
+        compressor = NeuralCacheCompressor.from_reranker(reranker, top_n=None)
+        handler = NeuralCacheCallbackHandler(compressor, on_attribution=lambda _: go.wait(30))
+        for name in ("amber", "basalt", "coral"):
+            rag(compressor).invoke(name, config={"callbacks": [handler]})
+        threading.Timer(0.05, go.set).start()
+        if closed_by_hand:
+            handler.close()
+    assert handler.stats() == CallbackStats(answers=3, feedback=3, failed=0, dropped=0)
+    assert sum(isinstance(one.event, FeedbackGiven) for one in store.read()) == 3
+
+
+def test_a_judgement_waits_for_the_answer_that_is_being_looked_at(compressor, reranker):
+    """Somebody thanks before the thread has come to the answer."""
+    go = threading.Event()
+    handler = NeuralCacheCallbackHandler(compressor, on_attribution=lambda _: go.wait(30))
+    for name in ("amber", "jasper"):
+        rag(compressor).invoke(name, config={"callbacks": [handler]})
+    threading.Timer(0.05, go.set).start()
+    reranker.feedback(query="jasper", value=1.0, source="thumbs")
+
+    (event,) = [one.event for one in reranker.store.read()
+                if isinstance(one.event, FeedbackGiven) and one.event.source == "thumbs"]
+    assert max(event.rewards, key=lambda pair: pair[1])[0] == "jasper"
+    handler.close()
+
+
 def test_texts_that_memory_has_no_room_for_cost_the_feedback_not_the_answer():
     settings = RerankSettings(shown_characters=10)
     with Reranker(HashingEncoder(), store="memory://", settings=settings) as reranker:
@@ -593,3 +682,72 @@ def test_however_runs_interleave_every_ranking_hears_of_its_own_answer(runs, see
         times = {"chain": 1, "stream": 1, "agent": 2, "given up": 0, "fails": 0}  # an agent asks twice
         assert told(handler, reranker) == own(*(name for name, kind in runs for _ in range(times[kind])))
         handler.close()
+
+
+# trees of runs, as plain calls
+
+
+@given(st.lists(st.tuples(st.sampled_from(["run", "ranking", "model", "again", "end", "fail"]), st.integers(0, 60)),
+                max_size=150))
+@settings(max_examples=100)
+def test_a_run_that_never_ends_remembers_a_bounded_number_of_its_parts(events):
+    """Whatever happens in it, and however deep: runs, rankings, models, outputs."""
+    forest, names = Forest(lambda output: output, most_runs=12), ["root"]
+    forest.started("root", None)
+    for number, (what, at) in enumerate(events):
+        run, parent = f"run {number}", names[at % len(names)]
+        if what in ("end", "fail"):
+            if parent != "root":
+                forest.ended(parent, f"said {number}") if what == "end" else forest.failed(parent)
+            continue
+        if what == "again":  # more of it in a run that has some already
+            forest.ranked(parent, ("default", f"ranking {number}"))
+            forest.asked(("chat", parent), parent, "prompt")
+        elif what == "model":
+            forest.asked(run, parent, "prompt")
+        else:
+            forest.started(run, parent)
+            if what == "ranking":
+                forest.ranked(run, ("default", f"ranking {number}"))
+        names.append(run)
+    tree = forest._trees["root"]
+    parts = (tree.parents, tree.rankings, tree.models, tree.speaking, tree.around, tree.outputs, tree.ended, tree.known)
+    assert max(map(len, parts)) <= 13
+    assert set(tree.parents) == {run for run, root in forest._root_of.items() if root == "root"}
+
+
+@pytest.mark.parametrize("more", ["rankings", "models"])
+def test_one_part_with_very_many_rankings_or_models_is_bounded_too(more):
+    forest = Forest(lambda output: output, most_runs=20)
+    forest.started("root", None)
+    for number in range(500):
+        if more == "rankings" or number == 0:
+            forest.ranked("root", ("default", f"ranking {number}"))
+        if more == "models" or number == 499:
+            forest.asked(("chat", "root"), "root", "prompt")
+            forest.ended(("chat", "root"), f"said {number}")
+    tree = forest._trees["root"]
+    assert max(len(tree.rankings), len(tree.models), len(tree.known)) <= 21
+
+    (answered,) = forest.ended("root", "the answer")()
+    assert answered.answer == "the answer"
+    assert answered.rankings[-1] == ("default", "ranking 499" if more == "rankings" else "ranking 0")
+
+
+def test_of_a_long_run_the_newest_rankings_are_told():
+    forest = Forest(lambda output: output, most_runs=50)
+    forest.started("root", None)
+    for turn in range(1_000):
+        forest.started(f"turn {turn}", "root")
+        forest.started(f"found {turn}", f"turn {turn}")
+        forest.ranked(f"found {turn}", ("default", f"ranking {turn}"))
+        forest.ended(f"found {turn}", None)
+        forest.asked(f"model {turn}", f"turn {turn}", "prompt")
+        forest.ended(f"model {turn}", f"answer {turn}")
+        forest.ended(f"turn {turn}", f"answer {turn}")
+    found = {one.answer: one.rankings for one in forest.ended("root", None)()}
+
+    assert 5 <= len(found) <= 50
+    assert found == {f"answer {turn}": (("default", f"ranking {turn}"),) for turn in range(1_000 - len(found), 1_000)}
+    assert not forest._trees
+    assert not forest._root_of

@@ -21,9 +21,14 @@ from llama_index.core.llms import MockLLM
 from llama_index.core.schema import NodeRelationship, NodeWithScore, QueryBundle, RelatedNodeInfo, TextNode
 from pydantic import BaseModel, PrivateAttr
 
-from neuralcache_plugins import SemanticCache, open_store
+from neuralcache_plugins import Reranker, SemanticCache, open_store
 from neuralcache_plugins.contracts import AnswerJudged
-from neuralcache_plugins.llamaindex import NeuralCacheEmbedding, NeuralCacheQueryEngine, node_versions
+from neuralcache_plugins.llamaindex import (
+    NeuralCacheEmbedding,
+    NeuralCachePostprocessor,
+    NeuralCacheQueryEngine,
+    node_versions,
+)
 from neuralcache_plugins.stores.memory import MemoryStore
 from neuralcache_plugins.testing import FailingStore, HashingEncoder
 
@@ -105,6 +110,24 @@ def test_an_answer_is_bound_to_nodes_and_their_documents(answers: SemanticCache,
     assert answers.invalidate(documents=changed) == 1
 
     assert engine.query("how?").response == "answer 2"
+
+
+def test_a_rankings_id_on_the_nodes_is_no_change_of_the_documents(answers: SemanticCache) -> None:
+    """Else every question would invalidate the answers to all others that were made from the same nodes."""
+    with Reranker(HashingEncoder(), store="memory://") as reranker:
+        ranked = NeuralCachePostprocessor.from_reranker(reranker, top_n=None, ranking_id_key="ranking")
+
+        class Ranked(Engine):
+            def _nodes(self) -> list[NodeWithScore]:
+                return ranked.postprocess_nodes(super()._nodes(), query_str="how?")
+
+        engine = NeuralCacheQueryEngine(inner := Ranked(), answers, scope="help")
+        said = [engine.query(question).response for question in ("how?", "why?", "how?", "why?")]
+
+        assert said == ["answer 1", "answer 2", "answer 1", "answer 2"]
+        assert inner.calls == 2
+        nodes = Engine()._nodes()
+        assert node_versions(ranked.postprocess_nodes(nodes, query_str="how?")) == node_versions(nodes)
 
 
 def test_a_stream_is_replayed(answers: SemanticCache) -> None:

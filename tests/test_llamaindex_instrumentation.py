@@ -19,7 +19,7 @@ from llama_index.core import VectorStoreIndex, get_response_synthesizer
 from llama_index.core.agent.workflow import ReActAgent
 from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.base.llms.types import CompletionResponse, LLMMetadata
-from llama_index.core.base.response.schema import StreamingResponse
+from llama_index.core.base.response.schema import AsyncStreamingResponse, StreamingResponse
 from llama_index.core.chat_engine import CondensePlusContextChatEngine, ContextChatEngine
 from llama_index.core.instrumentation import root_dispatcher
 from llama_index.core.llms import CustomLLM
@@ -31,7 +31,7 @@ from llama_index.core.schema import TextNode
 from llama_index.core.tools import QueryEngineTool
 from llama_index.core.workflow import StartEvent, StopEvent, Workflow, step
 
-from neuralcache_plugins import InvalidInputError, Reranker, StoreSettings
+from neuralcache_plugins import InvalidInputError, Reranker, StoreSettings, open_store
 from neuralcache_plugins.contracts import FeedbackGiven
 from neuralcache_plugins.llamaindex import NeuralCacheInstrumentor, NeuralCachePostprocessor
 from neuralcache_plugins.testing import HashingEncoder
@@ -203,6 +203,74 @@ def test_a_stream_may_be_any_iterable(ours, instrumentor, reranker):
 
     assert str(Listed().query("tell me about coral")) == f"{FACTS['coral']}."
     assert told(instrumentor, reranker) == own("coral")
+
+
+async def test_leaving_a_stream_closes_what_it_was_wrapped_around(ours, instrumentor):
+    """A model's connection is free as soon as the reader goes, not when the garbage collector comes by."""
+    closed, alive = [], []  # somebody else may hold it as well
+
+    def words():
+        try:
+            yield from ("Amber ", "forms")
+        finally:
+            closed.append("sync")
+
+    async def awords():
+        try:
+            for word in ("Amber ", "forms"):
+                yield word
+        finally:
+            closed.append("async")
+
+    class Streams(CustomQueryEngine):
+        def custom_query(self, query_str: str) -> StreamingResponse:
+            ours.postprocess_nodes(retriever().retrieve(query_str), query_str=query_str)
+            alive.append(words())
+            return StreamingResponse(response_gen=alive[-1])
+
+        async def acustom_query(self, query_str: str) -> AsyncStreamingResponse:
+            await ours.apostprocess_nodes(await retriever().aretrieve(query_str), query_str=query_str)
+            alive.append(awords())
+            return AsyncStreamingResponse(response_gen=alive[-1])
+
+    stream = Streams().query("tell me about amber").response_gen
+    next(stream)
+    stream.close()
+    astream = (await Streams().aquery("tell me about amber")).response_gen
+    await anext(astream)
+    await astream.aclose()
+
+    assert closed == ["sync", "async"]
+
+
+async def test_a_ranking_by_hand_is_heard_too(call, ours, instrumentor, reranker):
+    class ByHand(CustomQueryEngine):
+        def custom_query(self, query_str: str) -> str:
+            nodes = retriever().retrieve(query_str)
+            shown = [nodes[place].node.get_content() for place in ours.rank(nodes, query_str).positions]
+            return Repeats().complete("\n".join([*shown, query_str])).text
+
+        async def acustom_query(self, query_str: str) -> str:
+            nodes = await retriever().aretrieve(query_str)
+            shown = [nodes[place].node.get_content() for place in (await ours.arank(nodes, query_str)).positions]
+            return (await Repeats().acomplete("\n".join([*shown, query_str]))).text
+
+    await call(ByHand(), "query", "tell me about coral")
+
+    assert told(instrumentor, reranker) == own("coral")
+
+
+def test_a_reranker_that_is_closed_first_loses_no_feedback():
+    store = open_store("memory://")
+    with Reranker(HashingEncoder(), store=store, store_settings=StoreSettings(store_text=True)) as reranker:
+        postprocessor = NeuralCachePostprocessor.from_reranker(reranker, top_n=None)
+        made = NeuralCacheInstrumentor(postprocessor, on_attribution=lambda _: time.sleep(0.05))
+        made.instrument()
+        for name in ("amber", "coral"):
+            query_engine(postprocessor).query(f"tell me about {name}")
+    made.close()
+    assert (made.stats().feedback, made.stats().failed) == (2, 0)
+    assert sum(isinstance(one.event, FeedbackGiven) for one in store.read()) == 2
 
 
 def test_a_stream_that_is_left_half_read_teaches_nothing(ours, instrumentor, reranker):

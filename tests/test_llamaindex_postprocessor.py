@@ -271,7 +271,7 @@ def test_impossible_values_are_refused(field):
 def test_every_field_says_what_it_is():
     fields = set(NeuralCachePostprocessor.model_fields) - {"callback_manager"}
     assert fields == {"embed_model", "store", "namespace", "top_n", "score_threshold", "metadata_mode",
-                      "use_document_vectors", "session", "settings"}
+                      "use_document_vectors", "session", "ranking_id_key", "settings"}
     assert all(NeuralCachePostprocessor.model_fields[name].description for name in fields)
     assert NeuralCachePostprocessor.class_name() == "NeuralCachePostprocessor"
 
@@ -705,3 +705,29 @@ def test_a_broken_framework_is_not_called_missing():
             print(type(error).__name__, error)
     """)
     assert answer.stdout.strip() == "ModuleNotFoundError No module named 'dataclasses_json'"
+
+
+# the ranking's id
+
+
+async def test_the_rankings_id_travels_with_copies_that_no_model_reads(call, make):
+    nodes = scored()
+    before = [(node.to_json(), node.node.hash) for node in nodes]
+    postprocessor = make(ranking_id_key="ranking")
+    returned = await call(postprocessor, "postprocess_nodes", nodes, query_str=QUESTION)
+
+    (ranking_id,) = {node.metadata["ranking"] for node in returned}
+    for mode in (MetadataMode.LLM, MetadataMode.EMBED, MetadataMode.NONE):
+        assert not any(ranking_id in node.get_content(mode) for node in returned)
+    assert [(node.to_json(), node.node.hash) for node in nodes] == before
+    postprocessor.feedback(ranking_id, helpful=[returned[0]])
+    assert postprocessor.feedback(ranking_id, value=-1.0, feedback_id="thumb") == "thumb"
+    assert postprocessor.reranker.stats().namespace.feedback == 2
+    again = await call(postprocessor, "postprocess_nodes", returned, query_str=QUESTION)
+    assert ranking_id not in {node.metadata["ranking"] for node in again}
+
+
+def test_without_a_key_nodes_stay_the_callers_own(make):
+    nodes = scored()
+    returned = make().postprocess_nodes(nodes, query_str=QUESTION)
+    assert all(node.node is next(one.node for one in nodes if one.node_id == node.node_id) for node in returned)

@@ -8,6 +8,7 @@ import pytest
 
 from neuralcache_plugins import InvalidInputError, Reranker, RerankSettings, UnknownDocumentError, UnknownRankingError
 from neuralcache_plugins.contracts import FeedbackGiven
+from neuralcache_plugins.reranker import answers
 from neuralcache_plugins.testing import HashingEncoder
 
 QUESTION = "how do I reset my password"
@@ -171,3 +172,113 @@ def test_no_text_reaches_the_store(tmp_path):
     assert b"context_use" in stored
     assert b"password" not in stored
     assert b"Security" not in stored
+
+
+# several rankings, one write
+
+
+def two(reranker):
+    return [reranker.rerank("password", TEXTS[:2], ids=IDS[:2]), reranker.rerank("card", TEXTS[2:], ids=IDS[2:])]
+
+
+def test_several_rankings_are_told_with_one_append(reranker, monkeypatch):
+    appended, append = [], reranker.store.append
+
+    def spied(events, **options):
+        appended.append(events)
+        return append(events, **options)
+
+    monkeypatch.setattr(reranker.store, "append", spied)
+    rankings = two(reranker)
+    reranker.flush()
+    appended.clear()
+
+    assert len(reranker.observe_answer(rankings, f"{TEXTS[1]} {TEXTS[2]}").feedback) == 2
+    assert [[type(event) for event in events] for events in appended] == [[FeedbackGiven, FeedbackGiven]]
+
+
+@pytest.mark.parametrize("gone", [0, 1])
+def test_where_one_of_several_rankings_is_gone_none_is_told(reranker, gone):
+    rankings = two(reranker)
+    reranker.flush()
+    with Reranker(HashingEncoder(), store=reranker.store) as elsewhere:  # another process, say
+        elsewhere.forget(document_ids=[IDS[1 + gone]])
+
+    with pytest.raises(UnknownRankingError if gone else (UnknownRankingError, UnknownDocumentError)):
+        reranker.observe_answer(rankings, f"{TEXTS[1]} {TEXTS[2]}")
+    assert told(reranker) == []
+
+
+# what an answer was worth
+
+
+def test_the_worth_of_an_answer_is_shared_by_what_it_used(reranker):
+    ranking = ranked(reranker)
+    seen = reranker.observe_answer(ranking, ANSWER)
+    assert reranker.feedback(ranking, value=-0.5, source="thumbs", feedback_id="t") == "t"
+
+    _, (_, rewards, source) = told(reranker)
+    assert rewards == {name: pytest.approx(-0.5 * share, abs=1e-4) for name, share in seen.probabilities.items()
+                       if share >= 0.1}
+    assert source == "thumbs"
+
+
+async def test_the_answer_itself_will_do_and_is_remembered(call, reranker):
+    ranking = ranked(reranker)
+    await call(reranker, "feedback", query=QUESTION, value=1.0, answer=ANSWER)
+    await call(reranker, "feedback", ranking.ranking_id, value=1.0)  # by what was seen before
+
+    (_, first, _), (_, second, _) = told(reranker)
+    assert first == second
+    assert max(first, key=first.get) == "reset"
+
+
+@pytest.mark.parametrize(("options", "rewards"), [
+    ({}, {0: 0.4}), ({"used": {"cards": 0.5}}, {"cards": 0.2}), ({"used": {}}, None),
+    ({"answer": "I don't know."}, None), ({"answer": ANSWER, "used": {"hours": 1.0}}, {"hours": 0.4}),
+])
+def test_who_says_what_was_used_is_believed_and_else_the_first_gets_all(options, rewards, reranker):
+    ranking = ranked(reranker)
+    given = reranker.feedback(ranking, value=0.4, **options)
+
+    expected = [] if rewards is None else [{ranking.ids[name] if name == 0 else name: share
+                                            for name, share in rewards.items()}]
+    assert [shares for _, shares, _ in told(reranker)] == expected
+    assert bool(given) == bool(expected)
+
+
+def test_judgements_from_outside_follow_the_answer_too(reranker):
+    """Undivided: what was used tells an agent's retrievals apart."""
+    first, second = (reranker.rerank(question, TEXTS, ids=IDS, trace={"trace_id": "t"}) for question in ("one", "two"))
+    reranker.observe_answer([first], ANSWER)
+    reranker.observe_answer([second], "I'm sorry, I don't know.")
+    told_before = len(told(reranker))
+    assert len(reranker.judge("t", 1.0, source="langsmith:thumbs", feedback_id="j")) == 1
+
+    (ranking_id, rewards, _), = told(reranker)[told_before:]
+    assert ranking_id == first.ranking_id
+    assert max(rewards, key=rewards.get) == "reset"
+    assert rewards["reset"] > 0.8
+
+
+def test_what_was_seen_is_bounded_and_goes_with_an_erasure(reranker, monkeypatch):
+    monkeypatch.setattr(answers, "CAPACITY", 3)
+    for _ in range(5):
+        reranker.observe_answer(ranked(reranker), ANSWER)
+    assert len(reranker._answers._seen._known) == 3
+    reranker.forget(document_ids=["hours"])
+    assert not reranker._answers._seen._known
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    ({"value": 2.0}, r"^value must be a number in \[-1, 1\], got 2.0$"),
+    ({"value": True}, r"^value must be a number in"),
+    ({"value": 1.0, "helpful": ["reset"]}, r"^value judges the answer as a whole: give no documents with it$"),
+    ({"answer": ANSWER}, r"^used and answer say how to share value, which is missing$"),
+    ({"value": 1.0, "used": 3}, r"^used must map ids of documents"),
+    ({"value": 1.0, "query": QUESTION}, r"^feedback needs a ranking \(or its id\), or the query"),
+])
+def test_a_worth_that_cannot_be_used_is_refused(options, message, reranker):
+    with pytest.raises(InvalidInputError, match=message):
+        reranker.feedback(ranked(reranker), **options)
+    assert told(reranker) == []

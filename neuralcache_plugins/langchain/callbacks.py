@@ -58,7 +58,9 @@ class NeuralCacheCallbackHandler(BaseCallbackHandler):
 
     One handler serves synchronous and asynchronous chains, and any number of them. The answer waits for none of this:
     it is looked at in a thread, at most ``capacity`` answers wait. ``flush()`` waits for them, ``close()`` ends it;
-    what waits at the interpreter's exit is done. ``on_attribution`` is called with each result, in that thread.
+    what waits when the reranker is closed, or at the interpreter's exit, is done. ``on_attribution`` is called with
+    each result, in that thread. A run tells when its outermost run has ended; of runs under way the last ``capacity``
+    are followed, and of one that never ends the last ``MOST_RUNS`` of its parts.
     """
 
     run_inline = True
@@ -159,6 +161,8 @@ class NeuralCacheCallbackHandler(BaseCallbackHandler):
     def _ended(self, run_id: UUID, output: Any) -> None:
         find = self._forest.ended(run_id, output)
         if find is not None:
+            for core in self._cores():
+                core.read_by(self._background)
             self._background.submit(partial(self._look, find))
 
     def _look(self, find: Any) -> None:

@@ -153,37 +153,55 @@ class NeuralCacheCompressor(BaseDocumentCompressor):
         return chosen
 
     def rank(self, documents: Sequence[Document], query: str, callbacks: Callbacks | None = None) -> Ranking:
-        """Return the ranking itself: positions into ``documents``, scores, signals, ``explain()``."""
-        return self.reranker.rerank(query, **self._request(documents, CallOptions.current(callbacks)))
+        """Return the ranking itself: positions into ``documents``, scores, signals, ``explain()``.
+
+        Within a run it is announced as ``compress_documents`` is, so that handlers and tracers see it.
+        """
+        call = CallOptions.current(callbacks)
+        if not documents:
+            return self.reranker.rerank(query, **self._request(documents, call))
+        with rerank_run(call.callbacks, query) as run:
+            ranking = self.reranker.rerank(query, **self._request(documents, call), trace=run.trace)
+            run.finished([documents[position] for position in ranking.positions.tolist()], ranking)
+        return ranking
 
     async def arank(self, documents: Sequence[Document], query: str, callbacks: Callbacks | None = None) -> Ranking:
         """Do as ``rank`` does, awaiting asynchronous embeddings."""
-        return await self.reranker.arerank(query, **self._request(documents, CallOptions.current(callbacks)))
+        call = CallOptions.current(callbacks)
+        if not documents:
+            return await self.reranker.arerank(query, **self._request(documents, call))
+        async with arerank_run(call.callbacks, query) as run:
+            ranking = await self.reranker.arerank(query, **self._request(documents, call), trace=run.trace)
+            run.finished([documents[position] for position in ranking.positions.tolist()], ranking)
+        return ranking
 
     def feedback(self, ranking: Ranking | str | None = None, *, query: str | None = None,
                  helpful: Shown | Iterable[Shown] = (), unhelpful: Shown | Iterable[Shown] = (),
                  rewards: Mapping[str | int, float] | Iterable[tuple[Shown, float]] | None = None,
+                 value: float | None = None, used: Mapping[str, float] | None = None, answer: Any = None,
                  source: str = "user", feedback_id: str | None = None, namespace: str | None = None) -> str:
         """Tell which shown documents helped; durable on return. Returns the feedback's id.
 
         The ranking is named by itself, by its id, or by ``query`` alone (the latest ranking of that question).
         Documents are named by id, by position in the list that was handed in, or by themselves, as handed in or as
-        returned; ``rewards`` (in [-1, 1]) may be pairs, because LangChain's documents cannot be keys.
+        returned; ``rewards`` (in [-1, 1]) may be pairs, because LangChain's documents cannot be keys. ``value`` judges
+        the answer instead (``Reranker.feedback``).
         """
         return self.reranker.feedback(
             ranking, query=query, helpful=self._keys(helpful), unhelpful=self._keys(unhelpful),
-            rewards=self._rewards(rewards), source=source, feedback_id=feedback_id,
-            namespace=self._feedback_namespace(ranking, namespace))
+            rewards=self._rewards(rewards), value=value, used=used, answer=answer, source=source,
+            feedback_id=feedback_id, namespace=self._feedback_namespace(ranking, namespace))
 
     async def afeedback(self, ranking: Ranking | str | None = None, *, query: str | None = None,
                         helpful: Shown | Iterable[Shown] = (), unhelpful: Shown | Iterable[Shown] = (),
                         rewards: Mapping[str | int, float] | Iterable[tuple[Shown, float]] | None = None,
+                        value: float | None = None, used: Mapping[str, float] | None = None, answer: Any = None,
                         source: str = "user", feedback_id: str | None = None, namespace: str | None = None) -> str:
         """Do as ``feedback`` does, without blocking the event loop."""
         return await self.reranker.afeedback(
             ranking, query=query, helpful=self._keys(helpful), unhelpful=self._keys(unhelpful),
-            rewards=self._rewards(rewards), source=source, feedback_id=feedback_id,
-            namespace=self._feedback_namespace(ranking, namespace))
+            rewards=self._rewards(rewards), value=value, used=used, answer=answer, source=source,
+            feedback_id=feedback_id, namespace=self._feedback_namespace(ranking, namespace))
 
     def as_runnable(self) -> Runnable[RerankInput, list[Document]]:
         """Return a runnable for chains: ``{"query": str, "documents": [...]}`` in, reranked documents out."""

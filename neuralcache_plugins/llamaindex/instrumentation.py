@@ -75,8 +75,10 @@ class NeuralCacheInstrumentor:
     a ``StreamingResponse`` is wrapped for that, token by token.)
 
     The answer waits for none of this: it is looked at in a thread, at most ``capacity`` answers wait. ``flush()`` waits
-    for them; ``close()`` takes the handlers off and ends it; what waits at the interpreter's exit is done.
-    ``on_attribution`` is called with each result, in that thread.
+    for them; ``close()`` takes the handlers off and ends it; what waits when the reranker is closed, or at the
+    interpreter's exit, is done. ``on_attribution`` is called with each result, in that thread. A tree of spans tells
+    when its outermost one has ended; of trees under way the last ``capacity`` are followed, and of one that never ends
+    the last ``MOST_RUNS`` spans.
     """
 
     def __init__(self, *learners: Learner, capacity: int = 1_000,
@@ -196,6 +198,8 @@ class NeuralCacheInstrumentor:
                 yield token
         except BaseException:
             self._forest.failed(("stream", span_id))
+            if isgenerator(stream):
+                stream.close()  # whoever leaves the wrapper leaves what it wraps
             raise
         self._finish(self._forest.ended(("stream", span_id), "".join(map(str, said))))
 
@@ -215,11 +219,15 @@ class NeuralCacheInstrumentor:
                 yield token
         except BaseException:
             self._forest.failed(("stream", span_id))
+            if isasyncgen(stream):
+                await stream.aclose()  # whoever leaves the wrapper leaves what it wraps
             raise
         self._finish(self._forest.ended(("stream", span_id), "".join(map(str, said))))
 
     def _finish(self, find: Callable[[], list[Answered]] | None) -> None:
         if find is not None:
+            for core in self._cores():
+                core.read_by(self._background)
             self._background.submit(partial(self._look, find))
 
     def _look(self, find: Callable[[], list[Answered]]) -> None:

@@ -86,6 +86,11 @@ class NeuralCachePostprocessor(BaseNodePostprocessor):
         description="Use node.embedding and query_bundle.embedding; they must come from embed_model.",
     )
     session: str | None = Field(default=None, description="Conversation whose narrative counts.")
+    ranking_id_key: str | None = Field(
+        default=None,
+        description="Metadata key of the ranking's id on returned nodes, which are copies then, and which no model "
+        "reads; None: nodes are the caller's own, and only events tell the id.",
+    )
     settings: RerankSettings | None = Field(default=None, description="How candidates are ordered and what is learned.")
 
     _live: _Live = PrivateAttr()
@@ -122,13 +127,28 @@ class NeuralCachePostprocessor(BaseNodePostprocessor):
                     live = self._live = live.successor(self)
         return live.reranker()
 
+    @dispatcher.span
     def rank(self, nodes: Sequence[NodeWithScore], query: str | QueryBundle) -> Ranking:
-        """Rank nodes and return the core's result, with ``explain()`` and positions into ``nodes``."""
-        return self.reranker.rerank(**self._question(nodes, query))
+        """Rank nodes and return the core's result, with ``explain()`` and positions into ``nodes``.
 
+        A span of its own with the events of ``postprocess_nodes``, so that handlers see it.
+        """
+        if not nodes:
+            return self._ranked(nodes, query)
+        with self._announced(nodes, QueryBundle(query) if isinstance(query, str) else query) as answer:
+            ranking = self._ranked(nodes, query)
+            answer.take(ranking)
+        return ranking
+
+    @dispatcher.span
     async def arank(self, nodes: Sequence[NodeWithScore], query: str | QueryBundle) -> Ranking:
         """Do what ``rank`` does, awaiting the embedding model."""
-        return await self.reranker.arerank(**self._question(nodes, query))
+        if not nodes:
+            return await self._aranked(nodes, query)
+        with self._announced(nodes, QueryBundle(query) if isinstance(query, str) else query) as answer:
+            ranking = await self._aranked(nodes, query)
+            answer.take(ranking)
+        return ranking
 
     def feedback(
         self,
@@ -138,6 +158,9 @@ class NeuralCachePostprocessor(BaseNodePostprocessor):
         helpful: Shown | Iterable[Shown] = (),
         unhelpful: Shown | Iterable[Shown] = (),
         rewards: Mapping[str | int, float] | Iterable[tuple[Shown, float]] | None = None,
+        value: float | None = None,
+        used: Mapping[str, float] | None = None,
+        answer: Any = None,
         source: str = "user",
         feedback_id: str | None = None,
         namespace: str | None = None,
@@ -147,10 +170,14 @@ class NeuralCachePostprocessor(BaseNodePostprocessor):
         The ranking is named by itself, by its id, or by ``query`` alone (the latest ranking of that question).
         Nodes are named by node id, by position in the list that was reranked, or by the node itself, such as one of
         ``response.source_nodes``; ``rewards`` also takes pairs, because nodes cannot be keys of a dictionary.
+        ``value`` judges the answer instead (``Reranker.feedback``).
         """
         return self.reranker.feedback(
             ranking,
             **self._told(ranking, query, helpful, unhelpful, rewards, namespace),
+            value=value,
+            used=used,
+            answer=answer,
             source=source,
             feedback_id=feedback_id,
         )
@@ -163,6 +190,9 @@ class NeuralCachePostprocessor(BaseNodePostprocessor):
         helpful: Shown | Iterable[Shown] = (),
         unhelpful: Shown | Iterable[Shown] = (),
         rewards: Mapping[str | int, float] | Iterable[tuple[Shown, float]] | None = None,
+        value: float | None = None,
+        used: Mapping[str, float] | None = None,
+        answer: Any = None,
         source: str = "user",
         feedback_id: str | None = None,
         namespace: str | None = None,
@@ -171,6 +201,9 @@ class NeuralCachePostprocessor(BaseNodePostprocessor):
         return await self.reranker.afeedback(
             ranking,
             **self._told(ranking, query, helpful, unhelpful, rewards, namespace),
+            value=value,
+            used=used,
+            answer=answer,
             source=source,
             feedback_id=feedback_id,
         )
@@ -195,7 +228,7 @@ class NeuralCachePostprocessor(BaseNodePostprocessor):
         if not nodes:
             return []
         with self._announced(nodes, query_bundle) as answer:
-            answer.take(self.rank(nodes, query_bundle))
+            answer.take(self._ranked(nodes, query_bundle))
         return answer.nodes
 
     # the framework gives spans to implementations of abstract methods only; without one of its own the events below
@@ -209,14 +242,20 @@ class NeuralCachePostprocessor(BaseNodePostprocessor):
         if not nodes:
             return []
         with self._announced(nodes, query_bundle) as answer:
-            answer.take(await self.arank(nodes, query_bundle))
+            answer.take(await self._aranked(nodes, query_bundle))
         return answer.nodes
 
+    def _ranked(self, nodes: Sequence[NodeWithScore], query: str | QueryBundle) -> Ranking:
+        return self.reranker.rerank(**self._question(nodes, query))
+
+    async def _aranked(self, nodes: Sequence[NodeWithScore], query: str | QueryBundle) -> Ranking:
+        return await self.reranker.arerank(**self._question(nodes, query))
+
     @contextmanager
-    def _announced(self, nodes: list[NodeWithScore], query_bundle: QueryBundle) -> Iterator[_Answer]:
+    def _announced(self, nodes: Sequence[NodeWithScore], query_bundle: QueryBundle) -> Iterator[_Answer]:
         """Emit the start and end events, new style and legacy, around one ranking."""
         top_n = len(nodes) if self.top_n is None else self.top_n
-        answer = _Answer(nodes)
+        answer = _Answer(nodes, self.ranking_id_key)
         dispatcher.event(ReRankStartEvent(query=query_bundle, nodes=nodes, top_n=top_n, model_name=MODEL_NAME))
         try:
             with self.callback_manager.event(
@@ -406,8 +445,9 @@ class _Live:
 class _Answer:
     """What one call returns, known to the end event even when the call fails half-way."""
 
-    def __init__(self, given: list[NodeWithScore]) -> None:
+    def __init__(self, given: Sequence[NodeWithScore], ranking_id_key: str | None) -> None:
         self._given = given
+        self._ranking_id_key = ranking_id_key
         self.nodes: list[NodeWithScore] = []
         self.tags: dict[str, Any] = {}
 
@@ -416,9 +456,20 @@ class _Answer:
         self.tags["ranking_id"] = ranking.ranking_id
         self.tags["namespace"] = ranking.namespace
         self.nodes = [
-            NodeWithScore(node=self._given[position].node, score=score)
+            NodeWithScore(node=self._node(position, ranking), score=score)
             for position, score in zip(ranking.positions.tolist(), ranking.scores, strict=True)
         ]
+
+    def _node(self, position: int, ranking: Ranking) -> BaseNode:
+        node, key = self._given[position].node, self._ranking_id_key
+        if key is None:
+            return node
+        return node.model_copy(update={
+            "metadata": {**node.metadata, key: ranking.ranking_id},
+            # a text that differs at every call would defeat caches of prompts and of vectors
+            "excluded_llm_metadata_keys": [*node.excluded_llm_metadata_keys, key],
+            "excluded_embed_metadata_keys": [*node.excluded_embed_metadata_keys, key],
+        })
 
 
 _REPLACING = threading.Lock()

@@ -16,17 +16,27 @@ from neuralcache_plugins.semantic_cache import Sourced
 def node_versions(nodes: Iterable[NodeWithScore | BaseNode]) -> list[tuple[str, str]]:
     """Return ids and content hashes as the cache binds answers to them: of nodes and of the documents they are from.
 
+    Metadata that neither language nor embedding models read, such as a ranking's id, is no part of a node's content.
+
     For ``cache.invalidate(documents=node_versions(changed))``; or with ids alone, ``documents=[ref_doc_id]``.
     """
     found: dict[str, set[str]] = {}
     for each in nodes:
         node = each.node if isinstance(each, NodeWithScore) else each
-        found.setdefault(node.node_id, set()).add(node.hash)
+        found.setdefault(node.node_id, set()).add(_read(node).hash)
         source = node.source_node
         if source is not None and source.node_id != node.node_id:
             found.setdefault(source.node_id, set()).add(source.hash or "")
     # nodes made from different versions of one document make a version of their own
     return [(name, "+".join(sorted(versions))) for name, versions in found.items()]
+
+
+def _read(node: BaseNode) -> BaseNode:
+    unread = {*node.excluded_llm_metadata_keys} & {*node.excluded_embed_metadata_keys} & {*node.metadata}
+    if not unread:
+        return node
+    return node.model_copy(update={"metadata": {key: value for key, value in node.metadata.items()
+                                                if key not in unread}})
 
 
 def to_value(response: Response | StreamingResponse | AsyncStreamingResponse, text: str | None,

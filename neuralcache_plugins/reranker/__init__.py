@@ -34,6 +34,7 @@ from neuralcache_plugins.memory import Memory
 from neuralcache_plugins.memory.retention import Retention
 from neuralcache_plugins.reranker import border
 from neuralcache_plugins.reranker.answers import AnswerStage, ShownTexts, Texts
+from neuralcache_plugins.reranker.background import Background
 from neuralcache_plugins.reranker.encoding import VectorStage
 from neuralcache_plugins.reranker.feedback import FeedbackStage, erasure
 from neuralcache_plugins.reranker.health import Health
@@ -49,6 +50,9 @@ from neuralcache_plugins.telemetry import Recorder
 __all__ = ["NamespaceStats", "Reranker", "RerankerStats", "TrustStats"]
 
 logger = logging.getLogger(__name__)
+
+LAST_ANSWERS_SECONDS = 10.0
+"""How long ``Reranker.close`` waits for those who are still looking at answers."""
 
 
 class Reranker:
@@ -131,7 +135,7 @@ class Reranker:
             self._store, self._recorder, ids=ids, shown=self._shown, key=self._texts.key, memory=self._memory
         )
         self._answers = AnswerStage(
-            self._shown_texts, self._encoders.encoder, find=self._feedback.find, tell=self._reward, key=self._texts.key
+            self._shown_texts, self._encoders.encoder, feedback=self._feedback, key=self._texts.key
         )
         self._retention = Retention(self._store_settings.retention_seconds)
         self._closed = False
@@ -304,6 +308,9 @@ class Reranker:
         helpful: Iterable[str | int] = (),
         unhelpful: Iterable[str | int] = (),
         rewards: Rewards | None = None,
+        value: float | None = None,
+        used: Mapping[str, float] | None = None,
+        answer: Any = None,
         source: str = "user",
         feedback_id: str | None = None,
         namespace: str | None = None,
@@ -314,9 +321,23 @@ class Reranker:
         question in the namespace. ``helpful`` counts 1, ``unhelpful`` -1, ``rewards`` anything in [-1, 1]; documents
         are named by id or by position in the list that was ranked. Repeating a ``feedback_id`` changes nothing.
 
+        ``value`` in [-1, 1] judges the answer instead, and is shared among the documents by how far each went into it:
+        by ``used`` (document id to share in [0, 1]); else as ``observe_answer`` or a handler saw that it did; else as
+        ``answer``, its text, shows; and where nobody knows, the first document shown gets all of it. An answer that
+        used none of them says nothing of them: nothing is stored, and "" returned.
+
         Raises ``UnknownRankingError``, ``UnknownDocumentError``, ``InvalidInputError``, or ``StoreError`` when it
         could not be stored; in every case nothing was.
         """
+        if value is not None:
+            if helpful or unhelpful or rewards is not None:
+                raise InvalidInputError("value judges the answer as a whole: give no documents with it")
+            return self._answers.credit(
+                ranking, value, query=query, used=used, answer=answer, namespace=self._place(namespace),
+                explicit=namespace is not None, source=source, feedback_id=feedback_id, now=self._clock(),
+            )
+        if used is not None or answer is not None:
+            raise InvalidInputError("used and answer say how to share value, which is missing")
         return self._feedback.tell(
             ranking,
             query,
@@ -338,6 +359,9 @@ class Reranker:
         helpful: Iterable[str | int] = (),
         unhelpful: Iterable[str | int] = (),
         rewards: Rewards | None = None,
+        value: float | None = None,
+        used: Mapping[str, float] | None = None,
+        answer: Any = None,
         source: str = "user",
         feedback_id: str | None = None,
         namespace: str | None = None,
@@ -350,6 +374,9 @@ class Reranker:
             helpful=helpful,
             unhelpful=unhelpful,
             rewards=rewards,
+            value=value,
+            used=used,
+            answer=answer,
             source=source,
             feedback_id=feedback_id,
             namespace=namespace,
@@ -368,9 +395,10 @@ class Reranker:
         """Say what an answer was worth, in [-1, 1], by an id that was recorded with its ranking. Returns feedback ids.
 
         ``trace`` is a run, parent run, trace or span id, or several: the first that some ranking has counts. Rankings
-        whose own run or span it is are meant alone; else all below it, ``TRACED`` at most, the newest, and the value is
-        divided among them, since nothing tells which of an agent's retrievals made the answer. In each it goes to
-        documents by ``used`` (document id to share in [0, 1]), or without it to the first (``core.credit.shared``).
+        whose own run or span it is are meant alone; else all below it, ``TRACED`` at most, the newest. In each it goes
+        to documents by ``used`` (document id to share in [0, 1]), or without it as ``observe_answer`` or a handler
+        saw that the answer used them. Where nobody saw it, nothing tells which of an agent's retrievals made the
+        answer: the value is divided among the rankings, and goes to the first document of each.
         Repeating a ``feedback_id`` changes nothing. Raises as ``feedback`` does.
         """
         return self._feedback.judge(
@@ -380,6 +408,7 @@ class Reranker:
             source=source,
             feedback_id=feedback_id,
             used=used,
+            seen=self._answers.seen,
             now=self._clock(),
         )
 
@@ -413,7 +442,8 @@ class Reranker:
         str, or a mapping, list or pydantic model with text and the ids or numbers of its sources. Citations count first
         (feedback with source "citation"), else the words and sentences that answer and documents share
         ("context_use"). Only documents that the answer used in all likelihood are rewarded, by their probability; an
-        answer that says it cannot answer gives no feedback. The same answer observed twice counts once.
+        answer that says it cannot answer gives no feedback. The same answer observed twice counts once. Several
+        rankings are told with one write: all of them, or none.
 
         The texts of recent rankings are still in memory (``RerankSettings.shown_characters``); for others pass
         ``texts``: the list that was ranked, or texts by document id. ``prompt``, if given, tells which document ``[2]``
@@ -425,7 +455,7 @@ class Reranker:
         several = list(ranking) if isinstance(ranking, list | tuple) else [ranking]
         return self._answers.observe(
             several, answer, texts=texts, prompt=prompt, namespace=self._place(namespace),
-            explicit=namespace is not None,
+            explicit=namespace is not None, now=self._clock(),
         )
 
     async def aobserve_answer(
@@ -445,6 +475,10 @@ class Reranker:
     def has_texts(self, ranking_id: str, *, namespace: str | None = None) -> bool:
         """Return whether ``observe_answer`` can do without ``texts`` for this ranking."""
         return self._shown_texts.find(self._place(namespace), ranking_id) is not None
+
+    def read_by(self, reader: Background) -> None:
+        """Note who reads answers for this reranker in a thread: judgements of answers and ``close`` wait for it."""
+        self._answers.read_by(reader)
 
     def forget(
         self,
@@ -494,10 +528,13 @@ class Reranker:
     def close(self) -> None:
         """Flush, keep a snapshot of what was learned, and close the store if this object opened it.
 
+        Handlers that are still looking at answers finish first, within ``LAST_ANSWERS_SECONDS``.
+
         ``StoreError`` when the rest cannot be written: nothing is lost yet, and closing can be tried again.
         """
         if self._closed:
             return
+        self._answers.finish(LAST_ANSWERS_SECONDS)
         self._recorder.close()
         self._closed = True
         try:
@@ -528,18 +565,12 @@ class Reranker:
             for name, text in zip(request.ids, request.texts, strict=True)
         ]
 
-    def _reward(self, ranking: Any, namespace: str, *, rewards: Rewards, source: str, feedback_id: str) -> str:
-        return self._feedback.tell(
-            ranking, None, namespace, explicit=True, helpful=(), unhelpful=(), rewards=rewards, source=source,
-            feedback_id=feedback_id, now=self._clock(),
-        )
-
     def _erase(self, what: Erasure) -> Receipt:
         self._recorder.flush()
         receipt = self._store.erase(what)
         self._recorder.discard(what)
         self._shown.forget()
-        self._shown_texts.forget()
+        self._answers.forget()
         self._encoders.forget()
         self._texts.forget()
         if self._scorer is not None:
@@ -551,7 +582,7 @@ class Reranker:
         """Drop what another process may have erased: texts, and vectors whose places in a ranking may be others now."""
         self._recorder.forget_recent()
         self._shown.forget()
-        self._shown_texts.forget()
+        self._answers.forget()
 
     def _keep_vectors(self, namespace: str, encoder: str, rows: Sequence[StoredVector]) -> None:
         self._recorder.keep_vectors(

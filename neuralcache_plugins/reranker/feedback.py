@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from numbers import Real
-from typing import Any
+from typing import Any, NamedTuple
 
 from neuralcache_plugins.contracts import Erasure, FeedbackGiven, Ranking, RankingServed, TelemetryStore
 from neuralcache_plugins.core.credit import checked_shares, shared
@@ -23,6 +23,24 @@ ATTEMPTS = 3
 
 TRACED = 16
 """A judgement about a trace concerns its newest rankings, so many at most."""
+
+
+class Telling(NamedTuple):
+    """One feedback, as the caller gave it; ``explicit`` tells whether the namespace was named."""
+
+    ranking: Any
+    query: Any
+    namespace: str
+    explicit: bool
+    source: Any
+    feedback_id: Any
+    helpful: Any = ()
+    unhelpful: Any = ()
+    rewards: Any = None
+
+
+Shares = Callable[[RankingServed], Mapping[str, float] | None]
+"""Returns how far each document of a ranking went into the answer; None where nobody knows."""
 
 
 class FeedbackStage:
@@ -63,26 +81,32 @@ class FeedbackStage:
 
         ``explicit`` tells whether the caller named the namespace.
         """
-        border.check_name("source", source)
-        border.check_name("feedback_id", feedback_id, optional=True)
-        if (ranking is None) == (query is None):
-            raise InvalidInputError("feedback needs a ranking (or its id), or the query that was asked; one of them")
-        feedback_id = feedback_id or self._ids.new(now)
+        one = Telling(ranking, query, namespace, explicit, source, feedback_id, helpful, unhelpful, rewards)
+        return self.tell_all([one], now=now)[0]
+
+    def tell_all(self, tellings: Sequence[Telling], *, now: float) -> list[str]:
+        """Store several feedbacks with one append, all or none, and return their ids in order."""
+        for one in tellings:
+            border.check_name("source", one.source)
+            border.check_name("feedback_id", one.feedback_id, optional=True)
+            check_meant(one.ranking, one.query)
+        names = [one.feedback_id or self._ids.new(now) for one in tellings]
         for _ in range(ATTEMPTS):
             epoch = self._memory.known_epoch or self._memory.epoch()
-            served = self._find(ranking, query, namespace, explicit=explicit, epoch=epoch)
-            given = border.rewards(served, helpful=helpful, unhelpful=unhelpful, rewards=rewards)
-            vector = self._shown.helpful(served, given)
-            event = FeedbackGiven(
-                feedback_id, served.ranking_id, served.namespace, now, source, given, served, vector
-            )
+            events = [self._event(one, name, epoch, now) for one, name in zip(tellings, names, strict=True)]
             try:
-                self._recorder.told(event, epoch=epoch)
+                self._recorder.told_all(events, epoch=epoch)
             except ErasedMeanwhileError:
-                self._memory.epoch()  # look again: the ranking, or what it showed, may be gone
+                self._memory.epoch()  # look again: a ranking, or what it showed, may be gone
             else:
-                return event.feedback_id
+                return names
         raise StoreBusyError(f"{self._store.url}: others erased whenever feedback was to be stored; try again later")
+
+    def _event(self, one: Telling, name: str, epoch: int, now: float) -> FeedbackGiven:
+        served = self._find(one.ranking, one.query, one.namespace, explicit=one.explicit, epoch=epoch)
+        given = border.rewards(served, helpful=one.helpful, unhelpful=one.unhelpful, rewards=one.rewards)
+        vector = self._shown.helpful(served, given)
+        return FeedbackGiven(name, served.ranking_id, served.namespace, now, one.source, given, served, vector)
 
     def judge(
         self,
@@ -93,25 +117,26 @@ class FeedbackStage:
         source: str,
         feedback_id: str | None,
         used: Mapping[str, float] | None,
+        seen: Shares,
         now: float,
     ) -> list[str]:
         """Store what an answer was worth as feedback on the rankings of a trace; see ``Reranker.judge``."""
-        if isinstance(value, bool) or not isinstance(value, Real) or not -1.0 <= float(value) <= 1.0:
-            raise InvalidInputError(f"value must be a number in [-1, 1], got {value!r}")
+        worth = checked_value(value)
         if not isinstance(traces, Sequence) or not traces or not all(isinstance(one, str) and one for one in traces):
             raise InvalidInputError(f"trace must be one or more non-empty str, got {traces!r}")
         used = checked_shares(used)
         rankings = self._traced(traces, namespace)
         feedback_id = feedback_id or self._ids.new(now)
-        given = []
+        tellings = []
         for ranking in rankings:
-            rewards = shared(ranking.document_ids, float(value) / len(rankings), used=used)
+            known = seen(ranking) if used is None else None
+            # what an answer used tells the rankings apart too; else nothing does
+            rewards = shared(ranking.document_ids, worth / len(rankings) if known is None else worth,
+                             used=used if known is None else known)
             if rewards:
-                given.append(self.tell(
-                    ranking.ranking_id, None, namespace, explicit=True, helpful=(), unhelpful=(), rewards=rewards,
-                    source=source, feedback_id=f"{feedback_id}:{ranking.ranking_id}", now=now,
-                ))
-        return given
+                tellings.append(Telling(ranking.ranking_id, None, namespace, True, source,
+                                        f"{feedback_id}:{ranking.ranking_id}", rewards=rewards))
+        return self.tell_all(tellings, now=now) if tellings else []
 
     def _traced(self, traces: Sequence[str], namespace: str) -> list[RankingServed]:
         self._recorder.flush()
@@ -122,10 +147,11 @@ class FeedbackStage:
         raise UnknownRankingError(f"no ranking of {' or '.join(map(repr, traces))} in namespace {namespace!r} of "
                                   f"{self._store.url}")
 
-    def find(self, ranking: Any, namespace: str, explicit: bool) -> RankingServed:
+    def find(self, ranking: Any, namespace: str, explicit: bool, query: Any = None) -> RankingServed:
         """Return the ranking that is meant; ``UnknownRankingError`` if there is none."""
+        check_meant(ranking, query)
         epoch = self._memory.known_epoch or self._memory.epoch()
-        return self._find(ranking, None, namespace, explicit=explicit, epoch=epoch)
+        return self._find(ranking, query, namespace, explicit=explicit, epoch=epoch)
 
     def _find(self, ranking: Any, query: Any, namespace: str, *, explicit: bool, epoch: int) -> RankingServed:
         if isinstance(ranking, Ranking):
@@ -159,6 +185,19 @@ class FeedbackStage:
         if left is None:
             raise UnknownRankingError(f"ranking {ranking.ranking_id} has been erased")
         return left
+
+
+def checked_value(value: Any) -> float:
+    """Return what an answer was worth; ``InvalidInputError`` unless that is in [-1, 1]."""
+    if isinstance(value, bool) or not isinstance(value, Real) or not -1.0 <= float(value) <= 1.0:
+        raise InvalidInputError(f"value must be a number in [-1, 1], got {value!r}")
+    return float(value)
+
+
+def check_meant(ranking: Any, query: Any) -> None:
+    """Raise ``InvalidInputError`` unless feedback names its ranking in one way."""
+    if (ranking is None) == (query is None):
+        raise InvalidInputError("feedback needs a ranking (or its id), or the query that was asked; one of them")
 
 
 def erasure(
