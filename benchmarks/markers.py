@@ -14,7 +14,9 @@ repairs, so what is printed for it now is no longer held out.
 turn after the first; those who do thank, correct or ask again, as far as a marker found them, were read by hand and are
 in ``GENUINE``), questions of banking77 and squad as second turns, and nlupp-banking, whose own labels tell who
 thanks, who asks for a person, and who does nothing of the kind. False markers found there led to repairs as well.
-It also learns from markers alone, on a stream of banking77 (about five minutes).
+It also counts how often a change of topic is found by words and vectors, in mtrag's conversations as they went on and
+where another one begins instead (the threshold was chosen on the half of the conversations called design), and learns
+from markers alone, on a stream of banking77 (about seven minutes).
 ``--errors`` shows the turns of the design half that are judged wrongly.
 """
 
@@ -29,13 +31,17 @@ from collections import Counter, defaultdict
 from pathlib import Path
 
 import numpy as np
+from feedback import ANSWERS
+from feedback_sets import design
 from learning import Player, cold_order
 from learning_sets import Banking, banking
 
+from neuralcache_plugins.attribution import attribute, likeness_by
 from neuralcache_plugins.contracts import FeedbackGiven
 from neuralcache_plugins.conversation import ConversationMonitor
 from neuralcache_plugins.conversation.detecting import STRONG
 from neuralcache_plugins.core.credit import shared
+from neuralcache_plugins.encoders import LocalEncoder
 from neuralcache_plugins.telemetry import storable_feedback
 
 TURNS = Path(__file__).with_name("markers_turns.jsonl")
@@ -68,6 +74,7 @@ def main() -> None:
     labelled(monitor, errors=chosen.errors)
     if chosen.data:
         unlabelled(monitor, chosen.data)
+        topics(chosen.data)
         learning(chosen.data)
     bounded(monitor)
 
@@ -128,6 +135,27 @@ def unlabelled(monitor: ConversationMonitor, data: Path) -> None:
         print(f"nlupp-banking, labelled {intent}: {found} of {len(turns)} found")
 
 
+def topics(data: Path) -> None:
+    """Count changes of topic: turns as they followed, and the first question of another conversation in their place."""
+    monitor = ConversationMonitor(encoder=LocalEncoder())
+    print("\nchange of topic by words and vectors (local encoder): found as they went on, and where another one began")
+    for name in ("mtrag-clapnq", "mtrag-fiqa"):
+        rows = read(data / name / "queries.jsonl.gz")
+        first = [row for row in rows if not row["history"]]
+        for half in (True, False):
+            found: tuple[list[bool], list[bool]] = ([], [])
+            for place, row in enumerate(rows):
+                if not row["history"] or design(row["conversation"]) != half:
+                    continue
+                other = next(one for one in first[place % len(first):] + first
+                             if one["conversation"] != row["conversation"])
+                for text, told in zip((row["text"], other["text"]), found, strict=True):
+                    turn = monitor.analyze([*history(row), ("user", text)]).turns[-1]
+                    told.append(any(hit.resets_narrative and not hit.spans for hit in turn.hits))
+            print(f"{name:14} {'design' if half else 'held out':9}{len(found[0]):5}  "
+                  + "  ".join(f"{statistics.mean(one):.3f}" for one in found), flush=True)
+
+
 def history(row: dict) -> list[tuple[str, str]]:
     return [(said["role"], said["text"]) for said in row["history"] if said["role"] != "system"]
 
@@ -150,7 +178,9 @@ def learning(data: Path) -> None:
         ("the answer is made from the first document", "first"),
         ("from the right one if shown, nobody tells which", "any"),
         ("from the right one if shown, and `used` tells", "used"),
+        ("from the right one if shown, and the monitor sees it", "seen"),
         ("people say thanks and correct at random", "random"),
+        ("at random, and the monitor sees the answer", "random seen"),
     ):
         figures = [play(stream, played, seed) for seed in range(SEEDS)]
         cold, learned = (statistics.median(figure[part] for figure in figures) for part in (0, 1))
@@ -159,7 +189,7 @@ def learning(data: Path) -> None:
 
 
 def play(stream: Banking, played: str, seed: int) -> tuple[float, float]:
-    rng, player = np.random.default_rng(seed), Player()
+    rng, player, encode = np.random.default_rng(seed), Player(), likeness_by(LocalEncoder())
     first, cold = [], []
     for index in rng.permutation(len(stream.cases))[:STREAM]:
         case, right = stream.cases[index], stream.ids[int(stream.right[index])]
@@ -168,8 +198,14 @@ def play(stream: Banking, played: str, seed: int) -> tuple[float, float]:
         cold.append(stream.ids[cold_order(case)[0]] == right)
         if rng.random() < 0.5:
             continue
-        pleased = {"first": first[-1], "random": rng.random() < 0.6}.get(played, right in served.document_ids)
+        shown = right in served.document_ids
+        pleased = rng.random() < 0.6 if "random" in played else first[-1] if played == "first" else shown
         used = {right: 1.0} if played == "used" and pleased else None
+        if played.endswith("seen"):
+            texts = [case.texts[case.ids.index(name)] for name in served.document_ids]
+            said = texts[served.document_ids.index(right)] if shown else texts[0]
+            used = attribute(ANSWERS[len(first) % len(ANSWERS)].format(said), served.document_ids, texts,
+                             query=case.query, encode=encode).probabilities
         rewards = shared(served.document_ids, 0.7 if pleased else -0.9, used=used)
         player.fold(storable_feedback(FeedbackGiven(
             feedback_id=f"f{served.ranking_id}", ranking_id=served.ranking_id, namespace="default", at=served.at + 0.5,

@@ -32,7 +32,7 @@ from neuralcache_plugins.testing import FailingStore, FakeClock, HashingEncoder
 TEXTS = ["Opening hours of our branches", "Reset the password in the settings", "Cards are delivered within a week"]
 IDS = ["hours", "reset", "cards"]
 TURNS = Path(__file__).parent.parent / "benchmarks" / "markers_turns.jsonl"
-ANSWERED = [("user", "when are you open"), ("assistant", "From nine to five.")]
+ANSWERED = [("user", "when are you open"), ("assistant", "The opening hours of our branches are from nine to five.")]
 
 
 @pytest.fixture(scope="module")
@@ -387,6 +387,63 @@ def test_a_question_in_other_words_is_a_repetition_by_its_vector():
     assert judged(monitor, "how can I unlock my debit card", before).decided_by is None
 
 
+class Topics:
+    """Vectors by topic: what is about cards, about lunch, about neither."""
+
+    def embed_query(self, text):
+        words = set(text.lower().split())
+        return [float("card" in text.lower()), float(bool(words & {"lunch", "canteen", "menu"})), 0.1]
+
+    def embed_documents(self, texts):
+        return [self.embed_query(text) for text in texts]
+
+
+ON_CARDS = [("user", "how long do new cards take"), ("assistant", "They arrive within a week.")]
+
+
+@pytest.mark.parametrize(("message", "turns"), [
+    ("what does the canteen offer for lunch today", True),
+    ("when does a replacement card reach Berlin", False),   # its vector is near, though no word is the same
+    ("does the canteen sell it with lunch menus", False),   # "it" is the card
+    ("within a week canteen lunch specials", False),        # words of the answer
+    ("lunch menu", False),                                  # too little to tell
+    ("Thanks, that helped, lunch is saved today", False),   # somebody who thanks, not somebody who asks
+])
+def test_a_change_of_topic_is_found_by_words_and_vector_together(message, turns):
+    history = [*ON_CARDS, ("user", message)]
+    by_vectors, by_words = (ConversationMonitor(encoder=encoder).analyze(history) for encoder in (Topics(), None))
+
+    assert [turn.topic for turn in by_vectors.turns] == [1, 1 + turns]
+    assert [turn.topic for turn in by_words.turns] == [1, 1]  # nobody said so
+
+
+def test_a_change_of_topic_found_by_vector_begins_a_narrative(reranker):
+    monitor = ConversationMonitor(encoder=Topics())
+    first = monitor.observe("s", ON_CARDS[:1])
+    then = monitor.observe("s", [*ON_CARDS, ("user", "what does the canteen offer for lunch today")])
+
+    assert [hit.marker for hit in then.hits] == ["topic_change"]
+    assert (first.narrative, monitor.narrative("s")) == ("s", then.narrative)
+    assert then.narrative != "s"
+
+
+def test_what_answers_the_assistant_is_no_change_of_topic():
+    asked_back = [ON_CARDS[0], ("assistant", "Which city do you live in?"), ("user", "lunch canteen menu today Berlin")]
+
+    assert ConversationMonitor(encoder=Topics()).analyze(asked_back).turns[-1].topic == 1
+
+
+def test_a_topic_marker_of_ones_own_has_its_own_threshold():
+    mine = own('[[markers]]\nid = "topic_change"\npolarity = "neutral"\nweight = 0.0\nresets_narrative = true\n'
+               'detector = "topic"\nvector = 0.001')
+    history = [*ON_CARDS, ("user", "what does the canteen offer for lunch today")]
+    strict = ConversationMonitor(markers=catalogue([mine], packaged=False), encoder=Topics())
+
+    assert strict.analyze(history).turns[-1].topic == 1
+    with pytest.raises(InvalidInputError, match=r'a marker has patterns, or detector = "repetition" or "topic"'):
+        own('[[markers]]\nid = "x"\npolarity = "neutral"\nweight = 0.0\ndetector = "topic"\npatterns = ["a"]')
+
+
 def test_an_encoder_that_fails_costs_its_vectors_and_nothing_else(caplog):
     class Broken:
         def embed_documents(self, texts):
@@ -422,7 +479,8 @@ def test_thanks_reward_the_ranking_behind_the_last_answer(reranker):
     assert first.feedback is None
     assert event.ranking_id == ranking.ranking_id
     assert (event.source, event.feedback_id) == ("marker:confirmation", f"marker:{ranking.ranking_id}")
-    assert dict(event.rewards) == said.feedback == {ranking.ids[0]: 0.8}
+    assert dict(event.rewards) == {ranking.ids[0]: 0.8}  # nobody saw the answer
+    assert said.feedback == 0.8
 
 
 def test_credit_goes_to_what_the_answer_used(reranker):
@@ -450,7 +508,7 @@ def test_the_same_message_observed_twice_counts_once_and_said_again_counts_again
     history = [*ANSWERED, ("user", "that is wrong")]
     assert monitor.observe("s", history) is monitor.observe("s", history)
     _, second = turn(monitor, reranker, "s", history)
-    monitor.observe("s", [*history, ("assistant", "Sorry."), ("user", "that is wrong")])
+    monitor.observe("s", [*history, ("assistant", TEXTS[0]), ("user", "that is wrong")])
 
     assert len(told(reranker)) == 2
     assert told(reranker)[1].ranking_id == second.ranking_id
@@ -525,10 +583,10 @@ def test_what_cannot_be_used_is_refused(reranker):
         monitor.observe("s", [AIMessage("Hello.")])
     with pytest.raises(InvalidInputError, match=r"session must be a non-empty str, got None"):
         monitor.observe(None, "hi")
-    with pytest.raises(InvalidInputError, match=r"answered needs a Ranking, or its id or the query together with"):
-        monitor.answered("s", query="when are you open")
-    with pytest.raises(InvalidInputError, match=r"a document needs an id"):
-        monitor.answered("s", query="when are you open", documents=[Document("no id")])
+    with pytest.raises(InvalidInputError, match=r"answered needs the Ranking behind the answer, or its id, or several"):
+        monitor.answered("s", [Document("an answer is not made from a document alone")])
+    with pytest.raises(InvalidInputError, match=r"answered needs the Ranking behind the answer.*; got int$"):
+        monitor.answered("s", 7)
     with pytest.raises(InvalidInputError, match=r"feedback must be a plain function"):
         ConversationMonitor(feedback=reranker.afeedback)
     with pytest.raises(InvalidInputError, match=r"max_sessions must be at least 1"):
@@ -548,7 +606,7 @@ def test_a_langchain_chat_loop_gives_feedback():
     from neuralcache_plugins.langchain import NeuralCacheCompressor
 
     with Reranker(HashingEncoder(), store="memory://") as core:
-        compressor = NeuralCacheCompressor.from_reranker(core, top_n=2)
+        compressor = NeuralCacheCompressor.from_reranker(core, top_n=3, ranking_id_key="ranking")
         monitor = ConversationMonitor(feedback=compressor.feedback)
         history = []
         documents = [Document(id=name, page_content=text) for name, text in zip(IDS, TEXTS, strict=True)]
@@ -556,19 +614,19 @@ def test_a_langchain_chat_loop_gives_feedback():
             history.append(HumanMessage(question))
             monitor.observe("s", history)
             shown = compressor.compress_documents(documents, question)
-            monitor.answered("s", query=question, documents=shown)
-            history.append(AIMessage("From nine to five."))
+            monitor.answered("s", shown[0].metadata["ranking"])
+            history.append(AIMessage("See the opening hours of our branches."))
 
         (event,) = told(core)
         assert event.source == "marker:gratitude"
-        assert event.rewards[0] == ("hours", pytest.approx(0.7))
+        assert event.rewards[0] == ("hours", pytest.approx(0.7, abs=0.1))
 
 
 def test_a_llamaindex_chat_loop_gives_feedback():
     from neuralcache_plugins.llamaindex import NeuralCachePostprocessor
 
     with Reranker(HashingEncoder(), store="memory://") as core:
-        postprocessor = NeuralCachePostprocessor.from_reranker(core, top_n=2)
+        postprocessor = NeuralCachePostprocessor.from_reranker(core, top_n=3, ranking_id_key="ranking")
         monitor = ConversationMonitor(feedback=postprocessor.feedback)
         memory = ChatMemoryBuffer.from_defaults(token_limit=1000)
         nodes = [NodeWithScore(node=TextNode(id_=name, text=text)) for name, text in zip(IDS, TEXTS, strict=True)]
@@ -576,12 +634,114 @@ def test_a_llamaindex_chat_loop_gives_feedback():
             memory.put(ChatMessage(question, role="user"))
             monitor.observe("s", memory.get_all())
             shown = postprocessor.postprocess_nodes(nodes, query_str=question)
-            monitor.answered("s", query=question, documents=shown)
-            memory.put(ChatMessage("From nine to five.", role="assistant"))
+            monitor.answered("s", shown[0].metadata["ranking"])
+            memory.put(ChatMessage("See the opening hours of our branches.", role="assistant"))
 
         (event,) = told(core)
         assert event.source == "marker:negation"
-        assert event.rewards[0] == ("hours", pytest.approx(-0.9))
+        assert event.rewards[0] == ("hours", pytest.approx(-0.9, abs=0.1))
+
+
+@pytest.mark.parametrize("order", [("one", "two"), ("two", "one")])
+def test_who_asks_the_same_at_once_thanks_for_the_own_answer(order):
+    """The ranking's id travels with its documents, so the newest ranking of a question is not taken for the own."""
+    from neuralcache_plugins.langchain import NeuralCacheCompressor
+
+    with Reranker(HashingEncoder(), store="memory://") as core:
+        compressor = NeuralCacheCompressor.from_reranker(core, top_n=3, ranking_id_key="ranking")
+        monitor, behind = ConversationMonitor(feedback=compressor.feedback), {}
+        documents = [Document(id=name, page_content=text) for name, text in zip(IDS, TEXTS, strict=True)]
+        for session in ("one", "two"):
+            monitor.observe(session, "how do I reset it")
+        for session in order:
+            behind[session] = compressor.compress_documents(documents, "how do I reset it")[0].metadata["ranking"]
+        for session in ("one", "two"):
+            monitor.answered(session, behind[session])
+        for _ in range(2):  # and once, however often the message comes in
+            monitor.observe("one", [("user", "how do I reset it"), ("assistant", TEXTS[1]), ("user", "thanks a lot")])
+
+        assert [(event.ranking_id, event.feedback_id) for event in told(core)] == [
+            (behind["one"], f"marker:{behind['one']}")]
+
+
+# credit goes to what the answer used, wired by nobody
+
+
+def three(reranker, **options):
+    return reranker.rerank("when are you open", TEXTS, ids=IDS, **options)
+
+
+def after_an_answer(monitor, ranking, answer, message="Thanks, that helped!"):
+    """Let one turn be answered and the next message come, with the history that any chat application has."""
+    history = [("user", "when are you open")]
+    monitor.observe("s", history)
+    monitor.answered("s", ranking)
+    return monitor.observe("s", [*history, ("assistant", answer), ("user", message)])
+
+
+@pytest.mark.parametrize("message", ["Thanks, that helped!", "That is wrong."])
+def test_credit_and_blame_go_to_the_document_that_the_answer_repeats(reranker, message):
+    ranking = three(reranker)
+    last = ranking.ids[-1]
+
+    said = after_an_answer(ConversationMonitor(feedback=reranker.feedback), ranking, TEXTS[IDS.index(last)], message)
+
+    rewards = dict(told(reranker)[0].rewards)
+    assert max(rewards, key=lambda name: abs(rewards[name])) == last
+    assert rewards[last] == pytest.approx(said.feedback, abs=0.1)
+    assert all(reward * said.feedback > 0 for reward in rewards.values())
+
+
+def test_an_answer_that_used_nothing_earns_no_document_praise_or_blame(reranker):
+    monitor = ConversationMonitor(feedback=reranker.feedback)
+    for message in ("Thanks, that helped!", "That is wrong."):
+        after_an_answer(monitor, three(reranker), "I'm sorry, I don't know.", message)
+
+    assert (told(reranker), monitor.failures) == ([], 0)
+
+
+def test_what_was_observed_of_the_answer_counts_without_the_answer_itself(reranker):
+    monitor, ranking = ConversationMonitor(feedback=reranker.feedback), three(reranker)
+    monitor.observe("s", "when are you open")
+    monitor.answered("s", ranking.ranking_id)
+    found = reranker.observe_answer(ranking, {"answer": "So it is done.", "sources": [ranking.ids[-1]]})
+    monitor.observe("s", "Thanks, that helped!")
+
+    by_citation, by_marker = told(reranker)
+    last = ranking.ids[-1]
+    assert dict(by_marker.rewards)[last] == pytest.approx(0.8 * found.probabilities[last], abs=1e-3)
+    assert (by_citation.source, by_marker.source) == ("citation", "marker:confirmation")
+
+
+def test_an_answer_from_two_rankings_credits_both_and_each_for_what_was_used_of_it(reranker):
+    monitor = ConversationMonitor(feedback=reranker.feedback)
+    first = reranker.rerank("reset", TEXTS[:2], ids=IDS[:2])
+    second = reranker.rerank("cards", TEXTS[2:], ids=IDS[2:])
+    after_an_answer(monitor, [first, second.ranking_id, first], f"{TEXTS[1]}. {TEXTS[2]}.")
+
+    best = {event.ranking_id: max(dict(event.rewards).items(), key=lambda pair: pair[1])[0] for event in told(reranker)}
+    assert best == {first.ranking_id: "reset", second.ranking_id: "cards"}
+
+
+def test_a_ranking_is_found_in_the_namespace_that_it_was_made_in(reranker):
+    monitor = ConversationMonitor(feedback=reranker.feedback)
+    ranking = three(reranker, namespace="acme")
+    monitor.observe("s", "when are you open")
+    monitor.answered("s", ranking.ranking_id, namespace="acme")
+    monitor.observe("s", "Thanks, that helped!")
+
+    assert [event.namespace for event in told(reranker)] == ["acme"]
+    assert monitor.failures == 0
+
+
+def test_an_answer_without_a_ranking_is_judged_by_nobody(reranker):
+    monitor, empty = ConversationMonitor(feedback=reranker.feedback), reranker.rerank("anything", [])
+    for behind in (None, [], empty):
+        monitor.observe("s", "tell me a joke")
+        monitor.answered("s", behind)
+        assert monitor.observe("s", "Thanks, that helped!").feedback is None
+
+    assert (told(reranker), monitor.failures) == ([], 0)
 
 
 def test_no_text_is_stored(reranker):
@@ -656,14 +816,14 @@ def test_shares_that_are_none_are_refused_where_they_come_in_not_at_the_next_mes
     monitor = ConversationMonitor(feedback=lambda *given, **more: None)
     monitor.observe("s", "when do you open?")
     with pytest.raises(InvalidInputError, match=r"^used must map ids of documents to shares in \[0, 1\], got "):
-        monitor.answered("s", "ranking-1", documents=["open"], used=used)
+        monitor.answered("s", "ranking-1", used=used)
 
 
 def test_shares_count_as_they_were_when_they_were_told():
     given, used = [], {"open": 1.0}
-    monitor = ConversationMonitor(feedback=lambda *_, rewards, **more: given.append(rewards))
+    monitor = ConversationMonitor(feedback=lambda *_, used, **more: given.append(used))
     monitor.observe("s", "when do you open?")
-    monitor.answered("s", "ranking-1", documents=["open", "fees"], used=used)
+    monitor.answered("s", "ranking-1", used=used)
     used.clear()
     monitor.observe("s", "great, that worked, thanks")
-    assert list(given[0]) == ["open"]
+    assert given == [{"open": 1.0}]

@@ -22,6 +22,8 @@
 
 Patterns are in the syntax of RE2 and see folded text (``folding``). ``detector = "repetition"`` instead of patterns
 finds a question asked again: ``lexical`` is the share of words that must come again, ``vector`` the least cosine.
+``detector = "topic"`` finds a message in which no other marker is and which has nothing to do with what was asked and
+answered before: no word in common, and cosines below ``vector``; only where the monitor has an encoder.
 """
 
 from __future__ import annotations
@@ -75,7 +77,7 @@ class Marker(BaseModel):
     scope: Literal["next", "same"] = "next"
     not_as_answer: bool = False
     resets_narrative: bool = False
-    detector: Literal["patterns", "repetition"] = "patterns"
+    detector: Literal["patterns", "repetition", "topic"] = "patterns"
     lexical: float = Field(0.75, gt=0, le=1)
     vector: float = Field(0.9, gt=0, le=1)
 
@@ -91,8 +93,8 @@ class Marker(BaseModel):
         match = _ACTIVATION.fullmatch(self.activation)
         if match is None:
             raise ValueError(f'activation must be "ANY", "ALL", "AT_LEAST n" or "WEIGHTED x", got {self.activation!r}')
-        if bool(self.patterns) == (self.detector == "repetition"):
-            raise ValueError('a marker has patterns, or detector = "repetition"')
+        if bool(self.patterns) == (self.detector != "patterns"):
+            raise ValueError('a marker has patterns, or detector = "repetition" or "topic"')
         reachable = sum(one.weight for one in self.patterns) if self._rule == "WEIGHTED" else len(self.patterns)
         if match["amount"] and not 0 < float(match["amount"]) <= reachable:
             raise ValueError(f"{self.activation} is never or always reached with {len(self.patterns)} patterns")

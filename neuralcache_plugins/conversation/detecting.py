@@ -10,6 +10,7 @@ from neuralcache_plugins.conversation.catalogue import Catalogue, Marker, Polari
 from neuralcache_plugins.conversation.folding import Folded, windows
 from neuralcache_plugins.conversation.patterns import Pattern
 from neuralcache_plugins.conversation.repetition import Asked, repeats
+from neuralcache_plugins.conversation.topics import turns_away
 
 SOURCE = "marker:"
 STRONG = 0.5
@@ -59,16 +60,17 @@ class Detector:
                 tuple(Pattern(file.expanded(one), where=where) for one in marker.unless),
             ))
 
-    def hits(self, message: str, *, now: Asked, before: Sequence[Asked] = (), was_asked: bool = False) -> list[Hit]:
+    def hits(self, message: str, *, now: Asked, before: Sequence[Asked] = (), was_asked: bool = False,
+             answer: Asked | None = None) -> list[Hit]:
         """Return the markers in a message, in the catalogue's order, one for each id.
 
         ``now`` is the message as a question, ``before`` the user's questions before it; ``was_asked`` tells that the
-        assistant's last words were a question.
+        assistant's last words, ``answer``, were a question.
         """
         seen = windows(message)
         found: dict[str, Hit] = {}
         for each in self._compiled:
-            if was_asked and each.marker.not_as_answer:
+            if (was_asked and each.marker.not_as_answer) or each.marker.detector == "topic":
                 continue
             spans = _repetition(each.marker, now, before) if not each.patterns else _spans(each, seen)
             if spans is None:
@@ -76,7 +78,12 @@ class Detector:
             known = found.get(each.marker.id)
             if known is None or abs(known.value) < each.marker.weight:
                 found[each.marker.id] = _hit(each, spans)
-        return list(found.values())
+        # who thanks, answers or asks to explain says other words than before, and is at the same topic
+        return list(found.values()) if found or was_asked else self._another_topic(now, before, answer)
+
+    def _another_topic(self, now: Asked, before: Sequence[Asked], answer: Asked | None) -> list[Hit]:
+        return [_hit(each, ()) for each in self._compiled
+                if each.marker.detector == "topic" and turns_away(now, before, answer, vector=each.marker.vector)]
 
 
 def score(hits: Sequence[Hit], *, scope: Literal["next", "same"] = "next") -> tuple[float, Hit | None]:

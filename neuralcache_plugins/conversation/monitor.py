@@ -12,17 +12,16 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol
 
 from neuralcache_plugins.contracts import Encoder, Ranking, Vector, session_part
 from neuralcache_plugins.conversation.analysis import Analysis, Turn
-from neuralcache_plugins.conversation.answers import Answered, answer_from
+from neuralcache_plugins.conversation.answers import Answered, answer_from, feedback_id
 from neuralcache_plugins.conversation.catalogue import LANGUAGES, Catalogue, MarkerFile, catalogue
 from neuralcache_plugins.conversation.detecting import STRONG, Detector, Hit, score
 from neuralcache_plugins.conversation.folding import WINDOW
 from neuralcache_plugins.conversation.messages import ASSISTANT, USER, Said, read
 from neuralcache_plugins.conversation.repetition import Asked, asked
-from neuralcache_plugins.core.credit import shared
 from neuralcache_plugins.core.vectors import unit_vector
 from neuralcache_plugins.errors import InvalidInputError, NeuralCacheError
 
@@ -35,28 +34,38 @@ QUESTIONS = 3
 class Feedback(Protocol):
     """What takes the feedback, such as ``Reranker.feedback`` or that of an adapter."""
 
-    def __call__(self, ranking: Any = None, *, query: str | None = None, rewards: Mapping[str | int, float],
-                 source: str, feedback_id: str | None) -> object:
-        """Say what the documents of a ranking were worth; the same id twice counts once."""
+    def __call__(self, ranking: Any, *, value: float, used: Mapping[str, float] | None, answer: str | None,
+                 source: str, feedback_id: str) -> object:
+        """Say what the answer made from a ranking was worth, in [-1, 1]; the same id twice counts once.
+
+        ``used`` are the shares of documents as ``answered`` was told, ``answer`` the answer's words, where known:
+        whoever takes the feedback shares the value among the documents. ``namespace=`` comes too where it was named.
+        """
 
 
 @dataclass(frozen=True, slots=True)
 class Observation:
     """What one message of the user told.
 
-    ``score`` in [-1, 1] judges the answer before it, ``decided_by`` names the marker. ``feedback`` are the rewards that
-    were handed on, by document, None where nothing was. ``narrative`` is the session's name for rerankings from
-    now on: a new one after a change of topic, so that what helped before bends no question any more.
+    ``score`` in [-1, 1] judges the answer before it, ``decided_by`` names the marker. ``feedback`` is the value that
+    was handed on for the ranking behind that answer, None where nothing was. ``narrative`` is the session's name for
+    rerankings from now on: a new one after a change of topic, so that what helped before bends no question any more.
     """
 
     hits: tuple[Hit, ...]
     score: float
     decided_by: str | None
     narrative: str
-    feedback: Mapping[str, float] | None = None
+    feedback: float | None = None
 
 
-_Told: TypeAlias = tuple[Answered, Mapping[str, float], Hit]
+class _Told(NamedTuple):
+    """What is handed on: what an answer was made from, its words, what it was worth, the marker that says so."""
+
+    behind: Answered
+    answer: str | None
+    value: float
+    hit: Hit
 
 
 @dataclass(slots=True)
@@ -82,9 +91,11 @@ class ConversationMonitor:
         monitor.answered(session, ranking)               # what the answer to it was made from
 
     ``markers`` are files of your own beside the packaged ones (``catalogue``). With ``encoder`` a question asked again
-    in other words is found by its vector too. Feedback has the source ``marker:<id>`` and one id for each ranking, so
-    that it counts once whoever repeats it. Feedback that fails with an error of this package is counted
-    (``failures``) and logged once; the conversation goes on.
+    in other words is found by its vector too, and so is a change of topic that nobody announces. Feedback has the
+    source ``marker:<id>`` and one id for each ranking, so that it counts once whoever repeats it; the reranker gives it
+    to the documents that the answer used, as far as a handler, ``observe_answer`` or the answer itself (in
+    ``messages``) tells it. Feedback that fails with an error of this package is counted (``failures``) and logged once;
+    the conversation goes on.
 
     Keeps at most ``max_sessions``, each for ``expiry_seconds`` after its last message. Thread-safe.
     """
@@ -142,7 +153,7 @@ class ConversationMonitor:
             observation, told = self._judge(session, known, newest, now)
             known.last = digest, observation
         if told is not None:
-            self._give(*told)
+            self._give(told)
         return observation
 
     async def aobserve(self, session: str, messages: Any) -> Observation:
@@ -152,30 +163,29 @@ class ConversationMonitor:
     def answered(
         self,
         session: str,
-        ranking: Ranking | str | None = None,
+        ranking: Ranking | str | Iterable[Ranking | str] | None,
         *,
-        query: str | None = None,
-        documents: Iterable[Any] | None = None,
         used: Mapping[str, float] | None = None,
+        namespace: str | None = None,
     ) -> None:
-        """Say what the answer to the message observed last was made from.
+        """Say what the answer to the message observed last was made from: a ``Ranking``, its id, or several.
 
-        That is a ``Ranking``; or its id, or the ``query`` whose latest ranking it was, with the ``documents`` that it
-        showed, in order: ids, LangChain documents, LlamaIndex nodes. ``used`` tells in [0, 1] how far each document
-        went into the answer (such as ``Attribution.probabilities``), and far more is learned with it; without it
-        the first document gets the credit or the blame. ``InvalidInputError`` for anything else.
+        Adapters put the id into what they return (``ranking_id_key``), so it travels with the documents through chains
+        and engines. None says that there was no ranking. ``used`` tells in [0, 1] how far each document went into the
+        answer, for those who know it better than the reranker will. ``namespace`` is the ranking's where that is not
+        the one that ``feedback`` looks in. ``InvalidInputError`` for anything else.
         """
-        behind = answer_from(ranking, query, documents, used)
+        behind = answer_from(ranking, used, namespace)
         told = None
         with self._lock:
             known = self._session(session)
             known.answered = behind
             known.last = None  # the same words once more are said anew
             if known.opening is not None:
-                told = self._credit(behind, *known.opening)
+                told = self._credit(behind, None, *known.opening)
                 known.opening = None
         if told is not None:
-            self._give(*told)
+            self._give(told)
 
     def narrative(self, session: str) -> str:
         """Return the session's name for rerankings: another after each change of topic."""
@@ -197,20 +207,21 @@ class ConversationMonitor:
         """Return what a whole conversation tells, turn by turn. Gives no feedback and remembers nothing."""
         turns: list[Turn] = []
         questions: deque[Asked] = deque(maxlen=QUESTIONS)
-        topic, was_asked = 1, False
+        topic, was_asked, answer = 1, False, None
         for index, one in enumerate(read(messages)):
             if one.role != USER:
-                was_asked = _is_question(one) if one.role == ASSISTANT else was_asked
+                if one.role == ASSISTANT:
+                    was_asked, answer = _is_question(one), asked(one.text)
                 continue
             now = asked(one.text, self._vector(one.text))
-            hits = self._detector.hits(one.text, now=now, before=questions, was_asked=was_asked)
+            hits = self._detector.hits(one.text, now=now, before=questions, was_asked=was_asked, answer=answer)
             topic += bool(turns) and any(hit.resets_narrative for hit in hits)
             value, decisive = score(hits) if turns else (0.0, None)
             opening, _ = score(hits, scope="same")
             name = None if decisive is None else decisive.marker
             turns.append(Turn(index, one.text, tuple(hits), value, name, opening, topic))
             questions.append(now)
-            was_asked = False
+            was_asked, answer = False, None
         return Analysis(tuple(turns))
 
     # in turn
@@ -218,7 +229,8 @@ class ConversationMonitor:
     def _judge(
         self, session: str, known: _Session, newest: _Newest, now: Asked
     ) -> tuple[Observation, _Told | None]:
-        hits = self._detector.hits(newest.text, now=now, before=known.questions, was_asked=newest.was_asked)
+        hits = self._detector.hits(newest.text, now=now, before=known.questions, was_asked=newest.was_asked,
+                                   answer=None if newest.answer is None else asked(newest.answer))
         behind, known.answered = known.answered, None
         first = not known.questions and behind is None  # nothing was answered, so nothing is judged
         known.questions.append(now)
@@ -227,31 +239,32 @@ class ConversationMonitor:
         value, decisive = (0.0, None) if first else score(hits)
         opening, opener = score(hits, scope="same")
         known.opening = None if opener is None else (opening, opener)
-        told = None if behind is None or decisive is None else self._credit(behind, value, decisive)
+        told = None if behind is None or decisive is None else self._credit(behind, newest.answer, value, decisive)
         observation = Observation(
             tuple(hits), value, None if decisive is None else decisive.marker, session_part(session, known.part),
-            None if told is None else told[1],
+            None if told is None else told.value,
         )
         return observation, told
 
-    def _credit(self, behind: Answered, value: float, hit: Hit) -> _Told | None:
-        if self._feedback is None or abs(value) < STRONG:
+    def _credit(self, behind: Answered, answer: str | None, value: float, hit: Hit) -> _Told | None:
+        if self._feedback is None or not behind.rankings or abs(value) < STRONG:
             return None
-        rewards = shared(behind.ids, value, used=behind.used)
-        return (behind, rewards, hit) if rewards else None
+        return _Told(behind, answer, value, hit)
 
-    def _give(self, behind: Answered, rewards: Mapping[str, float], hit: Hit) -> None:
+    def _give(self, told: _Told) -> None:
         if self._feedback is None:
             return
-        named: dict[str | int, float] = dict(rewards.items())
-        try:
-            self._feedback(
-                behind.ranking, query=behind.query, rewards=named, source=hit.source, feedback_id=behind.feedback_id
-            )
-        except NeuralCacheError as error:
-            self.failures += 1
-            if self.failures == 1:
-                logger.warning("feedback of markers could not be given (logged once): %s", error)
+        place = {} if told.behind.namespace is None else {"namespace": told.behind.namespace}
+        for ranking in told.behind.rankings:
+            try:
+                self._feedback(
+                    ranking, value=told.value, used=told.behind.used, answer=told.answer, source=told.hit.source,
+                    feedback_id=feedback_id(ranking), **place,
+                )
+            except NeuralCacheError as error:
+                self.failures += 1
+                if self.failures == 1:
+                    logger.warning("feedback of markers could not be given (logged once): %s", error)
 
     def _session(self, session: Any) -> _Session:
         """Return the session, made when it is new or has expired; the stalest goes for it."""
@@ -283,10 +296,15 @@ class ConversationMonitor:
 
 
 class _Newest(NamedTuple):
-    """The user's last message, whether the assistant's words before it were a question, and what was asked earlier."""
+    """The user's last message, and whether the assistant's words before it were a question.
+
+    ``answer`` is the last that the assistant said in words since the message before, None if that is not known;
+    ``earlier`` are the user's messages before.
+    """
 
     text: str
     was_asked: bool
+    answer: str | None
     earlier: list[str]
 
 
@@ -298,7 +316,9 @@ def _newest(messages: Any) -> _Newest:
     before = next((one for one in reversed(history[:last]) if one.role in (USER, ASSISTANT)), None)
     earlier = [one.text for one in history[:last] if one.role == USER]
     was_asked = before is not None and before.role == ASSISTANT and _is_question(before)
-    return _Newest(history[last].text, was_asked, earlier[-QUESTIONS:])
+    asked_at = next((place for place in range(last - 1, -1, -1) if history[place].role == USER), -1)
+    answers = [one.text for one in history[asked_at + 1 : last] if one.role == ASSISTANT and one.text.strip()]
+    return _Newest(history[last].text, was_asked, answers[-1] if answers else None, earlier[-QUESTIONS:])
 
 
 def _is_question(said: Said) -> bool:
