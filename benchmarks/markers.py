@@ -205,7 +205,7 @@ def play(stream: Banking, played: str, seed: int) -> tuple[float, float]:
             texts = [case.texts[case.ids.index(name)] for name in served.document_ids]
             said = texts[served.document_ids.index(right)] if shown else texts[0]
             used = attribute(ANSWERS[len(first) % len(ANSWERS)].format(said), served.document_ids, texts,
-                             query=case.query, encode=encode).probabilities
+                             query=case.query, encode=encode).rewards
         rewards = shared(served.document_ids, 0.7 if pleased else -0.9, used=used)
         player.fold(storable_feedback(FeedbackGiven(
             feedback_id=f"f{served.ranking_id}", ranking_id=served.ranking_id, namespace="default", at=served.at + 0.5,

@@ -218,8 +218,8 @@ def test_the_worth_of_an_answer_is_shared_by_what_it_used(reranker):
     assert reranker.feedback(ranking, value=-0.5, source="thumbs", feedback_id="t") == "t"
 
     _, (_, rewards, source) = told(reranker)
-    assert rewards == {name: pytest.approx(-0.5 * share, abs=1e-4) for name, share in seen.probabilities.items()
-                       if share >= 0.1}
+    assert rewards == {name: pytest.approx(-0.5 * share, abs=1e-4) for name, share in seen.rewards.items()}
+    assert list(rewards) == ["reset"]
     assert source == "thumbs"
 
 

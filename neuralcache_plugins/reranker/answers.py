@@ -79,7 +79,11 @@ class ShownTexts:
 
 
 class SeenAnswers:
-    """What the answers to recent rankings used: ids and probabilities, in memory only; the oldest goes."""
+    """What the answers to recent rankings surely used: ids and probabilities, in memory only; the oldest goes.
+
+    What they may have used as well gets no share: a little praise for all documents teaches nothing of their order
+    (``benchmarks/markers.py``).
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -153,7 +157,7 @@ class AnswerStage:
                                                self._name(ranking_id, found, rewards), rewards=rewards)
         given = self._feedback.tell_all(list(tellings.values()), now=now) if tellings else []
         for (one, place), showing in zip(places, showings, strict=True):
-            self._seen.keep(place, _name_of(one), _among(found.probabilities, showing.ids))
+            self._seen.keep(place, _name_of(one), _among(found.rewards, showing.ids))
         return replace(found, feedback=dict(zip(tellings, given, strict=True)))
 
     def credit(
@@ -208,8 +212,8 @@ class AnswerStage:
         if answer is None or showing is None:
             return self.seen(served)
         found = self._attributed(answer, showing.ids, showing.texts, query=showing.query)
-        self._seen.keep(served.namespace, served.ranking_id, found.probabilities)
-        return found.probabilities
+        self._seen.keep(served.namespace, served.ranking_id, found.rewards)
+        return found.rewards
 
     def _showing(self, ranking: Any, namespace: str, texts: Texts | None, *, explicit: bool) -> Showing:
         if not isinstance(ranking, (Ranking, str)):
