@@ -4,6 +4,7 @@ from types import SimpleNamespace
 from uuid import uuid4
 
 import numpy as np
+import opentelemetry.trace
 import pytest
 
 from neuralcache_plugins import InvalidInputError, Reranker, RerankSettings, UnknownRankingError
@@ -52,6 +53,26 @@ def test_a_judgement_finds_its_ranking_by_any_id_even_before_it_is_written(reran
     assert given == [event.feedback_id]
     assert (event.ranking_id, event.source) == (ranking.ranking_id, "tool:score")
     assert dict(event.rewards) == {ranking.ids[0]: 1.0}
+
+
+@pytest.mark.parametrize("trace_id", ["0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"])
+def test_a_ranking_knows_the_span_of_opentelemetry_in_which_it_was_made(reranker, trace_id):
+    span = opentelemetry.trace.NonRecordingSpan(opentelemetry.trace.SpanContext(
+        0x0AF7651916CD43DD8448EB211C80319C, 0xB7AD6B7169203331, is_remote=False
+    ))
+    with opentelemetry.trace.use_span(span):
+        ranking = ask(reranker)
+        (of_many,) = reranker.rerank_many(["when are you open"], [TEXTS], ids=[IDS])
+        handed_in = ask(reranker, trace_id="mine")
+    outside = ask(reranker)
+
+    reranker.judge(trace_id, 1.0, source="langfuse")
+
+    expected = {ranking.ranking_id, of_many.ranking_id}
+    if trace_id == "b7ad6b7169203331":
+        expected.add(handed_in.ranking_id)  # its trace is another, its span is not
+    assert {event.ranking_id for event in told(reranker)} == expected
+    assert outside.ranking_id not in expected
 
 
 async def test_beside_the_event_loop_too(reranker):

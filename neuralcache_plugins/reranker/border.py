@@ -11,6 +11,7 @@ from typing import Any, cast
 
 from neuralcache_plugins.contracts import RankingServed, Rewards
 from neuralcache_plugins.errors import InvalidInputError, UnknownDocumentError
+from neuralcache_plugins.reranker.tracing import current_span
 
 TRACE_KEYS = ("run_id", "parent_run_id", "trace_id", "span_id")
 
@@ -73,7 +74,7 @@ def request(
         min_score=_min_score(min_score),
         session=check_name("session", session, optional=True),
         namespace=check_name("namespace", namespace) or "",
-        trace=trace or {},
+        trace={**current_span(), **(trace or {})},
     )
 
 
