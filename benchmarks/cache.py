@@ -148,9 +148,16 @@ def show_shift(source: Stream, options: argparse.Namespace) -> None:
 def show_calibrated(source: Stream, options: argparse.Namespace) -> None:
     for allowed in options.errors:
         runs = _runs(source, options, allowed, calibrated=True)
-        started = sum(run.first == 0 for run in runs)
-        print(f"    {allowed:<5g} hits of the rest {_hits(runs)} {_mistakes(runs, allowed)}, certified from the start"
-              f" in {started} of {len(runs)}")
+        started = [run for run in runs if run.first == 0]
+        later = [run.first for run in runs if run.first]
+        rules = "".join(str(run.policy.moves[0].after) for run in started)
+        print(f"    {allowed:<5g} hits of the rest {_hits(runs)} {_mistakes(runs, allowed)}, alarms "
+              f"{sum(len(run.alarms) for run in runs)}; certified from the start in {len(started)} of {len(runs)} "
+              f"(rules {rules}), by lookup {_median(later):,.0f} in {len(later)}", flush=True)
+        if started:
+            hit, wrong = (np.array([getattr(run, name)[:1_000] for run in started]) for name in ("hit", "wrong"))
+            print(f"          those: {_mistakes(started, allowed)}, in their first 1,000 lookups "
+                  f"{100 * wrong.sum() / hit.sum():.2f} %", flush=True)
 
 
 def _runs(source: Stream, options: argparse.Namespace, allowed: float, **more: bool) -> list[Run]:

@@ -12,13 +12,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from neuralcache_plugins.errors import DimensionMismatchError, InvalidInputError
 from neuralcache_plugins.semantic_cache.calibration import Logged, calibrate
 from neuralcache_plugins.semantic_cache.features import FEATURES, Neighbour
 from neuralcache_plugins.semantic_cache.parsing import Question, parse
 from neuralcache_plugins.semantic_cache.policy import Decision, Label, Policy
-from neuralcache_plugins.semantic_cache.proof import binomial_p_value, prove
+from neuralcache_plugins.semantic_cache.proof import after, prove
 from neuralcache_plugins.settings import CacheSettings
 
 TOPICS = [
@@ -348,11 +350,29 @@ def slow_p_value(wrong: int, hits: int, limit: float) -> float:
     return sum(math.comb(hits, k) * limit**k * (1 - limit) ** (hits - k) for k in range(wrong + 1))
 
 
-@pytest.mark.parametrize(("wrong", "hits", "limit"), [
-    (0, 59, 0.05), (3, 348, 0.05), (0, 0, 0.1), (10, 10, 0.3), (7, 900, 0.02),
-])
-def test_the_p_value_is_the_binomial_one(wrong: int, hits: int, limit: float) -> None:
-    assert binomial_p_value(wrong, hits, limit) == pytest.approx(slow_p_value(wrong, hits, limit), rel=1e-9)
+@given(capital=st.floats(1e-9, 1 - 1e-9), left=st.integers(1, 5_000), limit=st.floats(0.001, 0.5))
+def test_a_bet_is_fair_whatever_it_hopes_for(capital: float, left: int, limit: float) -> None:
+    right, wrong = (after(capital, mistake, left=left, limit=limit) for mistake in (False, True))
+
+    assert 0.0 <= wrong <= capital * (1 + 1e-9)
+    assert capital * (1 - 1e-9) <= right <= 1.0
+    assert (1 - limit) * right + limit * wrong <= capital + 1e-12
+
+
+@given(st.integers(1, 80), st.lists(st.integers(0, 79), max_size=12), st.sampled_from([0.05, 0.1, 0.3]))
+def test_with_as_many_hits_as_were_foreseen_the_bets_are_the_binomial_test(
+    hits: int, where: list[int], limit: float
+) -> None:
+    mistakes = [place in where for place in range(hits)]
+    alpha, capital = 0.06, 0.06
+    for done, mistake in enumerate(mistakes):
+        if 0.0 < capital < 1.0:
+            capital = after(capital, mistake, left=len(mistakes) - done, limit=limit)
+    p_value, stricter = (slow_p_value(sum(mistakes) - less, len(mistakes), limit) for less in (0, 1))
+
+    # at the edge a share of the sequences with one mistake more
+    share = min(max((alpha - stricter) / (p_value - stricter), 0.0), 1.0)
+    assert capital == pytest.approx(share, abs=1e-6)
 
 
 def test_a_long_enough_log_starts_certified_and_then_keeps_its_promise() -> None:
@@ -425,8 +445,8 @@ def test_a_repeated_question_neither_teaches_nor_tests() -> None:
     lines = log(60)
     once, twice = calibrate(lines, EASY), calibrate([line for line in lines for _ in range(2)], EASY)
 
-    assert len(once.taught) + len(once.tested) <= 60
-    places = [place for played in (*twice.taught, *twice.tested) for place in (played.place, played.cached)]
+    assert len(once.judged) == len(twice.judged) == 59
+    places = [place for played in twice.judged for place in (played.place, played.cached)]
     assert all(place % 2 == 0 for place in places)
 
 
@@ -434,7 +454,7 @@ def test_scopes_are_apart_in_a_log() -> None:
     lines = [Logged(line.question, line.vector, line.answer, scope=f"scope {at % 2}")
              for at, line in enumerate(log(80))]
 
-    for played in (found := calibrate(lines, EASY)).taught + found.tested:
+    for played in calibrate(lines, EASY).judged:
         assert lines[played.place].scope == lines[played.cached].scope
 
 
@@ -446,30 +466,46 @@ def test_what_could_not_be_served_in_a_log_is_not_compared(entry: tuple, asked: 
     lines = [Logged(line.question, line.vector, line.answer, entry if at < 40 else asked)
              for at, line in enumerate(log(80))]
 
-    tested = calibrate(lines, EASY).tested
-    assert len(tested) == (40 if compared else 0)
+    judged = [played for played in calibrate(lines, EASY).judged if played.place >= 40 and played.cached < 40]
+    assert bool(judged) == compared
 
 
 def test_lines_of_an_earlier_calibration_only_fill() -> None:
     found = calibrate(log(100), EASY, known=60)
 
-    assert {played.place for played in found.taught} <= set(range(60, 80))
-    assert {played.place for played in found.tested} <= set(range(80, 100))
-    assert min(played.cached for played in found.tested) < 60
+    assert {played.place for played in found.judged} <= set(range(60, 100))
+    assert min(played.cached for played in found.judged) < 60
 
 
-def test_what_was_tested_was_not_learned_before() -> None:
-    """Hits and mistakes are those of the score and the cuts that the earlier half alone has made."""
-    found = calibrate(log(400, noise=2.0), EASY)
-    again = Policy(EASY)
-    again.teach_all([played.label for played in found.taught])
-    again.recut()
-    scores = again.scores(np.stack([played.label.features for played in found.tested]))
-    right = np.array([played.label.right for played in found.tested])
+def test_a_line_asks_the_lines_before_it_alone() -> None:
+    assert all(played.cached < played.place for played in calibrate(log(200), EASY).judged)
 
-    assert [(rule.hits, rule.wrong) for rule in found.proof.rules] == [
-        ((scores >= cut).sum(), (~right[scores >= cut]).sum()) for cut in again.cuts]
-    assert found.proof.rules[-1].wrong > 0
+
+def test_a_pair_tests_what_the_pairs_before_it_have_made() -> None:
+    """Hits and mistakes are those of a score and of cuts that have not seen the pair, nor any after it."""
+    found = calibrate(log(300, noise=2.0), EASY)
+    again, hits, wrong = Policy(EASY), np.zeros(5, dtype=int), np.zeros(5, dtype=int)
+    for played in found.judged:
+        reached = again.scores(played.label.features[None])[0] >= again.cuts
+        hits, wrong = hits + reached, wrong + (reached & (not played.label.right))
+        again.teach(played.label)
+        if again.labels % 50 == 0:
+            again.recut()
+
+    assert [(rule.hits, rule.wrong) for rule in found.proof.rules] == list(zip(hits, wrong, strict=True))
+    assert wrong[-1] > 0
+
+
+def test_what_a_log_proved_before_its_answers_changed_is_not_certified() -> None:
+    world = World()
+    lines = [Logged(*world.draw()) for _ in range(600)]
+    assert calibrate(lines, EASY).proof.changed is None
+    world.shift()
+    found = calibrate(lines + [Logged(*world.draw()) for _ in range(80)], EASY)
+
+    assert found.proof.changed in range(595, 660)
+    assert (found.proof.passed, found.policy.tests.live) == (0, 0)
+    assert found.policy.quarantined_until == -math.inf
 
 
 def test_equal_logs_give_equal_policies() -> None:

@@ -190,10 +190,10 @@ class AnswerJudged:
     """The event "this cached answer was, or would have been, right for a question".
 
     ``source`` says how that is known: "report" (somebody said so), "audit" (a served answer was compared with a fresh
-    one), "miss" (an answer that was not served was), or "taught", "tested" and "calibrated" (a log that was read taught
-    and tested, and its end; then ``entry_id`` may be of an entry that was never put). ``hit_id`` names the serving, if
-    there was one. ``propensity`` is the probability with which this label was to be had; ``features`` are those at the
-    time of the decision.
+    one), "miss" (an answer that was not served was), or "tested" and "calibrated" (a line of a log that was
+    read, which tested and taught, and the log's end; then ``entry_id`` may be of an entry that was never put).
+    ``hit_id`` names the serving, if there was one. ``propensity`` is the probability with which this label was to be
+    had; ``features`` are those at the time of the decision.
     """
 
     judged_id: str

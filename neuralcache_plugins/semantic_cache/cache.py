@@ -294,14 +294,22 @@ class SemanticCache:
         """Certify as far as a log of questions and answers proves, so that similar questions are answered at once.
 
         ``records`` are mappings with ``question``, ``answer`` and perhaps ``scope`` and ``documents``, or (question,
-        answer) pairs, in the order in which they were asked; ``scope`` is for those that name none. The earlier half
-        teaches, the later half tests (see ``calibration``): the promise is about questions like those of the later
-        half. Give it questions that this cache has not been asked: what it has learned from must not test it. Lines up
-        to the last one that an earlier calibration of this namespace used only fill, so a log that grew can be given
-        again. ``judge(cached, fresh)`` is to be the one that the cache is used with; it is asked once for a question.
+        answer) pairs, in the order in which they were asked; ``scope`` is for those that name none. Each
+        question is asked of the lines before it: whether the best answer found there would have been right tests the
+        rules as they are at that time, and then teaches (see ``proof``). Give it questions that this cache has not been
+        asked: what it has learned from must not test it. Lines up to the last one that an earlier calibration of this
+        namespace used only fill, so a log that grew can be given again. ``judge(cached, fresh)`` is to be the one that
+        the cache is used with; it is asked once for a question.
+
+        What is certified, at ``confidence``, is what tests online certify: it is refuted that the chance of being
+        wrong, among the answers that the rule would have reused, was ``max_error`` or more at every line of the log,
+        each line met by the rule as the lines before it had made it. That assumes nothing of the log's order and holds
+        for logs of any length. That what is asked from now on is like the log (exchangeable with it) is assumed, and
+        watched: audits go on, an alarm withdraws. If similar questions began to have other answers within the log,
+        nothing of it is certified.
 
         All that is learned goes to the store's log in one step: every process on the store starts certified, at once
-        and after a restart. It spends the next share of alpha (``certificate.share_of_alpha``; half of all in a new
+        and after a restart. It spends the next share of alpha (``certificate.share_of_alpha``; .57 of all in a new
         namespace), so that all certifications together keep the confidence. With ``put`` the answers are put into the
         cache too, the latest for each question, to live ``ttl`` seconds or as the settings say: without them the cache
         is certified and empty. What an alarm quarantined stays there; what is put now is new.

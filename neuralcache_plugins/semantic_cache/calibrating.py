@@ -14,7 +14,7 @@ from typing import Any
 from neuralcache_plugins.contracts import AnswerEvent, AnswerJudged, AnswerStore, Vector
 from neuralcache_plugins.errors import InvalidInputError
 from neuralcache_plugins.semantic_cache.calibration import Calibration, Logged, Played, calibrate
-from neuralcache_plugins.semantic_cache.deciding import CALIBRATED, TAUGHT, TESTED, told
+from neuralcache_plugins.semantic_cache.deciding import CALIBRATED, TESTED, told
 from neuralcache_plugins.semantic_cache.judges import Judge
 from neuralcache_plugins.semantic_cache.records import Line
 from neuralcache_plugins.semantic_cache.report import CalibrationReport
@@ -79,32 +79,32 @@ class CalibrateStage:
             log, same=lambda cached, fresh: judge(answers[cached], answers[fresh]),  # type: ignore[index]
             policy=self._semantic.rehearsal(prepared.encoder), known=known, progress=progress,
         )
-        if found.taught or found.tested:
+        if found.judged:
             self._store.record_answers(self._events(prepared, names, found))
         return found, known
 
     def _recorded(self) -> set[str]:
-        """Return the names of the lines that taught or tested before: a line must never do so twice."""
+        """Return the names of the lines that tested before: a line must never do so twice."""
         found: set[str] = set()
         after = 0
         while entries := self._store.read_answer_events(after=after, namespace=self._namespace, kinds=[AnswerJudged]):
             after = entries[-1].position
             found.update(entry.event.judged_id for entry in entries
-                         if isinstance(entry.event, AnswerJudged) and entry.event.source in (TAUGHT, TESTED))
+                         if isinstance(entry.event, AnswerJudged) and entry.event.source == TESTED)
         return found
 
     def _events(self, prepared: Prepared, names: Sequence[str], found: Calibration) -> list[AnswerEvent]:
         now = self._clock()
 
-        def event(played: Played, source: str) -> AnswerJudged:
+        def event(played: Played) -> AnswerJudged:
             line = prepared.lines[played.place]
             return AnswerJudged(
                 judged_id=names[played.place], entry_id=prepared.entries[played.cached], namespace=self._namespace,
-                at=now, scope=line.asked.scope, correct=played.label.right, source=source, score=played.score,
+                at=now, scope=line.asked.scope, correct=played.label.right, source=TESTED, score=played.score,
                 features=told(played.label, prepared.encoder, asked=now),
             )
 
-        pairs = [event(played, TAUGHT) for played in found.taught] + [event(played, TESTED) for played in found.tested]
+        pairs = [event(played) for played in found.judged]
         end = AnswerJudged(
             judged_id=f"calibrated-{os.urandom(8).hex()}", entry_id="", namespace=self._namespace, at=now, scope="",
             correct=found.proof.passed > 0, source=CALIBRATED, features={"encoder": pairs[-1].features["encoder"]},
@@ -132,6 +132,6 @@ def report_of(prepared: Prepared, found: Calibration, *, known: int, judge: Judg
     """Return what is told to people."""
     return CalibrationReport(
         namespace=namespace, encoder=prepared.encoder, judge=judge.name, questions=len(prepared.lines),
-        repeats=prepared.repeats, unusable=prepared.unusable, known=known, taught=len(found.taught),
-        tested=len(found.tested), proof=found.proof, stored=stored, certificate=certificate,
+        repeats=prepared.repeats, unusable=prepared.unusable, known=known, judged_pairs=len(found.judged),
+        proof=found.proof, stored=stored, certificate=certificate,
     )

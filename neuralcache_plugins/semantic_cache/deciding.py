@@ -26,8 +26,8 @@ from neuralcache_plugins.settings import CacheSettings
 PARSED = 20_000
 """Cached questions that are kept read. Reading one takes about 0.2 ms, a look asks for eight."""
 
-TAUGHT, TESTED, CALIBRATED = "taught", "tested", "calibrated"
-"""Sources of labels from a log that a calibration read: pairs to learn from, pairs to test on, and its end."""
+TESTED, CALIBRATED = "tested", "calibrated"
+"""Sources of labels from a log that a calibration read: its pairs, which test and then teach, and its end."""
 
 _UNREAD = parse("")
 
@@ -46,7 +46,7 @@ class PolicyDecider:
         self._latest = _number("")
         self._rarity = Rarity()
         self._parsed: OrderedDict[str, Question] = OrderedDict()
-        self._held_out: list[Label] = []
+        self._logged: list[Label] = []
 
     @property
     def name(self) -> str:
@@ -91,12 +91,12 @@ class PolicyDecider:
     def learn(self, label: AnswerJudged) -> None:
         """Fold a judged answer in; one that nobody compared by its features, such as an exact hit, teaches nothing.
 
-        A calibration's pairs follow each other in the log, and its end comes last: what it tests is tested then.
+        A calibration's pairs follow each other in the log, and its end comes last: they are tested on and learned then.
         """
         if label.source == CALIBRATED:
             self._latest = label.features["encoder"]
-            prove(self._policy(self._latest), self._held_out, at=label.at)
-            self._held_out = []
+            prove(self._policy(self._latest), self._logged, at=label.at)
+            self._logged = []
         elif label.features.keys() >= {"encoder", "coin", "rate", *FEATURES}:
             self._latest = label.features["encoder"]
             self._learn(self._policy(self._latest), label)
@@ -139,10 +139,8 @@ class PolicyDecider:
         return decider
 
     def _learn(self, policy: Policy, label: AnswerJudged) -> None:
-        if label.source == TAUGHT:
-            policy.teach(_label(label))
-        elif label.source == TESTED:
-            self._held_out.append(_label(label))
+        if label.source == TESTED:
+            self._logged.append(_label(label))
         else:
             policy.learn(_label(label))
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -43,7 +43,7 @@ from neuralcache_plugins.semantic_cache.parsing import Question
 from neuralcache_plugins.semantic_cache.score import Score
 from neuralcache_plugins.settings import CacheSettings
 
-FORMAT = 4
+FORMAT = 5
 WINDOW = 3_000
 """Judged pairs from which cuts are aimed."""
 
@@ -214,22 +214,32 @@ class Policy:
         self.spent += 1
         return share_of_alpha(1.0 - self.settings.confidence, self.spent - 1)
 
-    def bet_all(self, labels: Sequence[Label]) -> None:
-        """Let pairs that were not served count for the test, without learning from them."""
-        if labels:
-            for score, label in zip(self.scores(np.stack([one.features for one in labels])), labels, strict=True):
-                self._bet(float(score), label)
+    def bet(self, label: Label) -> float:
+        """Let a pair that was not served count for the test, without learning from it; return its score."""
+        score = float(self.scores(label.features[None])[0])
+        self._bet(score, label)
+        return score
 
-    def teach_all(self, labels: Iterable[Label]) -> None:
-        """Let the score learn from many; the cuts stay."""
-        for label in labels:
-            self.teach(label)
+    def watch(self) -> Surprise:
+        """Return a detector of rising errors that goes by what is known of each score, now and later."""
+        return Surprise(self.limit, counts=self.surprise.counts, wrong=self.surprise.wrong)
 
-    def recut(self) -> None:
-        """Aim the cuts anew, from the judged pairs in the window under the present score. About 10 ms."""
+    def recut(self) -> Array:
+        """Aim the cuts anew, from the judged pairs in the window under the present score; return the share of these
+        pairs that reaches each cut, (j,). About 10 ms.
+        """
         rows, wrong, weights = self.window.filled()
         scores = self.score.held_out(expand(rows), 1.0 - wrong)
         self.cuts = aimed_cuts(scores, wrong, weights, np.array(AIMS) * self.limit)
+        reached: Array = (scores[:, None] >= self.cuts).sum(axis=0) / max(len(scores), 1)
+        return reached
+
+    def begin_anew(self) -> None:
+        """Take nothing as certified and trust the past less: a new test with its own share of alpha."""
+        self.window = _Window()
+        self.cuts = np.full(len(AIMS), np.inf)
+        self.score.loosen(LOOSENED)
+        self._start_certification()
 
     def scores(self, features: Matrix) -> Array:
         """Return the log-odds of being right for rows of features (n, f), shape (n,)."""
@@ -318,15 +328,10 @@ class Policy:
         self.tests.observe(score >= self.cuts, not label.right, self.alpha)
 
     def _retreat(self, at: float) -> None:
-        """Withdraw everything: exact answers only, older entries in quarantine, a new test with its own share of
-        alpha.
-        """
+        """Withdraw everything: exact answers only, older entries in quarantine."""
         self.alarms += 1
         self.last_alarm = at
-        self.window = _Window()
-        self.cuts = np.full(len(AIMS), np.inf)
-        self.score.loosen(LOOSENED)
-        self._start_certification()
+        self.begin_anew()
 
     def _start_certification(self) -> None:
         self.tests, self.alpha = Trials(self.limit), None

@@ -1,4 +1,4 @@
-"""What a calibration tells: how each rule did on the held-out part of the log, and what is certified now."""
+"""What a calibration tells: how each rule did on the log, and what is certified now."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class CalibrationReport:
 
     ``questions`` are the distinct ones of the log, beside ``repeats`` and those ``unusable`` because the encoder gives
     them no direction. ``known`` of them came before or up to the last line that an earlier calibration had used: these
-    only filled the cache. ``taught`` and ``tested`` are judged pairs, ``stored`` the answers put into the cache.
+    only filled the cache. ``judged_pairs`` tested and taught, ``stored`` are the answers put into the cache.
     ``certificate`` is the cache's own afterwards.
     """
 
@@ -28,8 +28,7 @@ class CalibrationReport:
     repeats: int
     unusable: int
     known: int
-    taught: int
-    tested: int
+    judged_pairs: int
     proof: Proof
     stored: int
     certificate: Certificate
@@ -46,7 +45,7 @@ class CalibrationReport:
         ) if number]
         return [
             ("questions", f"{self.questions:,}" + (f" ({', '.join(aside)})" if aside else "")),
-            ("pairs judged", f"{self.taught:,} to learn from, {self.tested:,} held out as tests; judge: {self.judge}"),
+            ("pairs judged", f"{self.judged_pairs:,}, each a test before it taught; judge: {self.judge}"),
             ("verdict", self.verdict()),
             ("answers put", f"{self.stored:,} into namespace {self.namespace!r}"),
             ("certificate", str(self.certificate)),
@@ -55,20 +54,24 @@ class CalibrationReport:
     def verdict(self) -> str:
         """Return in one sentence what the log proved."""
         proof, limit = self.proof, f"{100 * self.certificate.max_error:.4g} %"
-        if not self.tested:
+        if not self.judged_pairs:
             return "nothing new to test: every line was part of an earlier calibration, or has no similar one before it"
         if proof.passed:
-            hits, wrong, p = proof.rules[proof.passed - 1]
-            return (f"rule {proof.passed} of {len(proof.rules)} is certified: {wrong:,} of {hits:,} held-out answers "
-                    f"wrong, which has probability {p:.2g} if {limit} are (at most {proof.alpha:.2g} was asked for)")
+            hits, wrong, _ = proof.rules[proof.passed - 1]
+            return (f"rule {proof.passed} of {len(proof.rules)} is certified: as the lines before each had made it, it "
+                    f"would have answered {hits:,}, {wrong:,} of them wrong; a rule that errs in {limit} passes with "
+                    f"probability {proof.alpha:.2g} at most")
+        if proof.changed is not None:
+            return (f"nothing is certified by it: at pair {proof.changed:,} of {self.judged_pairs:,} similar questions "
+                    "began to have other answers than before, so what had been proved until then is of the past")
         hits, wrong, p = proof.rules[proof.first - 1]
         more = "a longer log, or a larger max_error, may do" if wrong <= self.certificate.max_error * hits else (
             "too many similar questions have other answers, or the judge is too strict")
-        return (f"nothing is certified by it: rule {proof.first} was wrong in {wrong:,} of {hits:,} held-out answers, "
-                f"p = {p:.2g} where {proof.alpha:.2g} was needed to exclude {limit}; {more}")
+        return (f"nothing is certified by it: rule {proof.first} would have answered {hits:,}, {wrong:,} of them "
+                f"wrong, p = {p:.2g} where {proof.alpha:.2g} was needed to exclude {limit}; {more}")
 
     def table(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-        """Return header and rows: how each rule did on the held-out pairs, strictest first."""
+        """Return header and rows: how each rule did on the log, strictest first."""
         header = ("rule", "would have answered", "of them wrong", "p-value", "certified")
         rows: list[tuple[str, ...]] = []
         for number, tested in enumerate(self.proof.rules, 1):
