@@ -19,7 +19,7 @@ from langchain_core.runnables import RunnableConfig, RunnableLambda, RunnablePar
 from langchain_core.tracers.run_collector import RunCollectorCallbackHandler
 from langchain_tests.integration_tests import AsyncCacheTestSuite, SyncCacheTestSuite
 
-from neuralcache_plugins import SemanticCache
+from neuralcache_plugins import CacheSettings, SemanticCache
 from neuralcache_plugins.contracts import AnswerJudged
 from neuralcache_plugins.errors import InvalidInputError
 from neuralcache_plugins.langchain import NeuralCacheLLMCache, cached, document_versions
@@ -409,3 +409,71 @@ def test_model_calls_are_compared_so_that_similar_ones_can_be_answered() -> None
         labels = [entry.event for entry in cache._store.read_answer_events(kinds=[AnswerJudged])]
 
     assert [(label.source, label.correct) for label in labels] == [("miss", True)]
+
+
+# what is known before
+
+
+@pytest.mark.parametrize("asynchronous", [False, True], ids=["sync", "async"])
+async def test_an_output_that_is_known_is_put_where_the_chain_looks(answers: SemanticCache, asynchronous: bool) -> None:
+    runnable = cached(RunnableLambda(chain := Chain()), answers, scope="help")
+    asked = {"question": "how?", "lang": "en"}
+    known = {"answer": "known", "context": [Document(id="a", page_content="text of a")]}
+    german: RunnableConfig = {"configurable": {"lang": "de"}}
+    if asynchronous:
+        assert await runnable.aput(asked, known)
+        assert await runnable.aput(asked, {"answer": "bekannt"}, german)
+        assert (await runnable.ainvoke(asked), chain.calls) == (known, 0)
+    else:
+        assert runnable.put(asked, known)
+        assert runnable.put(asked, {"answer": "bekannt"}, german)
+        assert (runnable.invoke(asked), list(runnable.stream(asked)), chain.calls) == (known, [known], 0)
+
+    assert (runnable.invoke(asked, german), chain.calls) == ({"answer": "bekannt"}, 0)
+    assert runnable.invoke({**asked, "lang": "fr"})["answer"] == "answer 1"
+    assert answers.invalidate(documents=document_versions([Document(id="a", page_content="changed")])) == 2
+    assert runnable.invoke(asked)["answer"] == "answer 2"
+
+
+def test_the_scope_of_an_input_is_the_one_that_the_chain_uses(answers: SemanticCache) -> None:
+    runnable = cached(RunnableLambda(lambda asked, **options: Chain()(asked)), answers, scope="help")
+    asked, config = {"question": "how?", "lang": "en"}, RunnableConfig(configurable={"k": 1})
+    runnable.invoke(asked, config, stop=["x"])
+
+    scope = runnable.scope_for(asked, config, stop=["x"])
+    assert answers.lookup("how?", scope=scope) is not None
+    assert "how?" in str(answers.explain("how?", scope))
+    others = [runnable.scope_for(asked), runnable.scope_for({**asked, "lang": "de"}, config, stop=["x"])]
+    assert all(answers.lookup("how?", scope=other) is None for other in others)
+    assert answers.invalidate(scope=scope) == 1
+
+
+THINGS = ["password", "card", "address", "limit", "account", "statement", "loan", "branch", "currency", "transfer"]
+
+
+def asked_and_answered(size: int, start: int = 0) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    return [({"question": f"how do I change my {THINGS[at % 10]} {at}x", "lang": "en"},
+             {"answer": f"about the {THINGS[at % 10]}", "took": at}) for at in range(start, start + size)]
+
+
+@pytest.mark.parametrize("asynchronous", [False, True], ids=["sync", "async"])
+async def test_a_log_of_the_chain_certifies_it(asynchronous: bool) -> None:
+    settings = CacheSettings(max_error=0.2, confidence=0.8, audit_rate=0.01)
+    with SemanticCache(HashingEncoder(), store="memory://", settings=settings, seed=0) as answers:
+        runnable, log = cached(RunnableLambda(chain := Chain()), answers, scope="help"), asked_and_answered(250)
+        report = await runnable.acalibrate(log) if asynchronous else runnable.calibrate(log)
+
+        assert (report.certified, report.stored, chain.calls) == (True, 250, 0)
+        again = asked_and_answered(20, start=1_000)
+        found = [runnable.invoke(input)["answer"] == output["answer"] for input, output in again]
+        assert chain.calls < 15
+        assert sum(found) > 5
+
+
+def test_what_cannot_be_cached_is_refused_when_it_is_put(answers: SemanticCache) -> None:
+    runnable = cached(RunnableLambda(Chain()), answers, scope="help")
+    with pytest.raises(InvalidInputError, match=r"^this object cannot be cached: messages, documents, texts and JSON"):
+        runnable.put("how?", object())
+    with pytest.raises(InvalidInputError, match=r"^this object cannot be cached"):
+        runnable.calibrate([("why?", "so"), ("how?", object())])
+    assert answers.stats().logged.judged == {}

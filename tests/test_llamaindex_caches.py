@@ -21,8 +21,9 @@ from llama_index.core.llms import MockLLM
 from llama_index.core.schema import NodeRelationship, NodeWithScore, QueryBundle, RelatedNodeInfo, TextNode
 from pydantic import BaseModel, PrivateAttr
 
-from neuralcache_plugins import Reranker, SemanticCache, open_store
+from neuralcache_plugins import CacheSettings, Reranker, SemanticCache, open_store
 from neuralcache_plugins.contracts import AnswerJudged
+from neuralcache_plugins.errors import InvalidInputError
 from neuralcache_plugins.llamaindex import (
     NeuralCacheEmbedding,
     NeuralCachePostprocessor,
@@ -322,3 +323,54 @@ async def test_answers_are_compared_by_their_text(answers: SemanticCache, asynch
     labels = [entry.event for entry in answers._store.read_answer_events(kinds=[AnswerJudged])]
 
     assert [label.correct for label in labels if isinstance(label, AnswerJudged)] == [True, False]
+
+
+# what is known before
+
+
+@both
+async def test_a_known_response_is_put_where_the_engine_looks(answers: SemanticCache, asynchronous: bool) -> None:
+    engine = NeuralCacheQueryEngine(inner := Engine(), answers, scope="help")
+    known = Response("known", Engine()._nodes())
+    assert await engine.aput("how?", known) if asynchronous else engine.put("how?", known)
+    assert engine.put(QueryBundle("why?", custom_embedding_strs=["because"]), "so")
+
+    found = await ask(engine, asynchronous)
+    assert (found.response, found.source_nodes[0].node.ref_doc_id, inner.calls) == ("known", "document", 0)
+    assert (await ask(engine, asynchronous, QueryBundle("why?", custom_embedding_strs=["because"]))).response == "so"
+    assert (await ask(engine, asynchronous, "why?")).response == "answer 1"
+    assert answers.invalidate(documents=[("document", "h2")]) == 2
+    assert (await ask(engine, asynchronous)).response == "answer 2"
+
+
+def test_the_scope_of_a_query_is_the_one_that_the_engine_uses(answers: SemanticCache) -> None:
+    engine = NeuralCacheQueryEngine(Engine(), answers, scope="help")
+    engine.query("how?")
+
+    assert answers.lookup("how?", scope=engine.scope_for("why?"), documents=node_versions(Engine()._nodes()))
+    rewritten = QueryBundle("how?", custom_embedding_strs=["how so?"])
+    assert answers.invalidate(scope=engine.scope_for(rewritten)) == 0
+    assert answers.invalidate(scope=engine.scope_for("how?")) == 1
+
+
+@both
+async def test_a_log_of_the_engine_certifies_it(asynchronous: bool) -> None:
+    settings = CacheSettings(max_error=0.2, confidence=0.8, audit_rate=0.01)
+    things = ["password", "card", "address", "limit", "account", "statement", "loan", "branch", "currency", "transfer"]
+    log = [(f"how do I change my {things[at % 10]} {at}x", f"About the {things[at % 10]}.") for at in range(250)]
+    with SemanticCache(HashingEncoder(), store="memory://", settings=settings, seed=0) as answers:
+        engine = NeuralCacheQueryEngine(inner := Engine(), answers, scope="help")
+        report = await engine.acalibrate(log) if asynchronous else engine.calibrate(log)
+
+        assert (report.certified, report.stored, inner.calls) == (True, 250, 0)
+        found = [str(engine.query(f"how do I change my {thing} {1_000 + at}x")) for at, thing in enumerate(things * 2)]
+        assert inner.calls < 15
+        assert sum(text.startswith("About the ") for text in found) > 5
+
+
+def test_what_would_not_come_back_equal_is_refused_when_it_is_put(answers: SemanticCache) -> None:
+    engine = NeuralCacheQueryEngine(Engine(), answers, scope="help")
+    with pytest.raises(InvalidInputError, match=r"^a Response that would not come back equal cannot be cached$"):
+        engine.put("how?", Response("text", metadata={"k": object()}))
+    with pytest.raises(InvalidInputError, match=r"^a StreamingResponse that would not"):
+        engine.put("how?", StreamingResponse(iter(["a"])))

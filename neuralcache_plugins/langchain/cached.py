@@ -7,6 +7,7 @@ import logging
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from datetime import timedelta
 from typing import Any, TypeAlias
 
 from langchain_core.callbacks import AsyncCallbackManagerForChainRun, CallbackManagerForChainRun
@@ -21,7 +22,7 @@ from langchain_core.runnables.utils import AddableDict
 from neuralcache_plugins.errors import InvalidInputError, StoreClosedError, StoreError
 from neuralcache_plugins.langchain.prompts import last_human_text
 from neuralcache_plugins.langchain.serialisation import from_text, to_text
-from neuralcache_plugins.semantic_cache import SemanticCache, Sourced
+from neuralcache_plugins.semantic_cache import CalibrationReport, SemanticCache, Sourced
 from neuralcache_plugins.semantic_cache.judges import Judge, as_judge
 from neuralcache_plugins.semantic_cache.keys import Documents, Scope, checked_documents
 
@@ -59,6 +60,9 @@ def cached(runnable: RunnableLike[Any, Any], cache: SemanticCache, *, scope: Sco
     ``judge(cached, fresh) -> bool`` compares two outputs for the certificate of the semantic tier. None compares what
     they say: the text of a message, of a mapping what is under one of ``ANSWER_KEYS``. Streams are not compared.
 
+    ``put`` and ``calibrate`` of what is returned take inputs and outputs that are known already, ``scope_for`` tells in
+    which scope of the cache answers to an input are.
+
     Messages, documents, texts and JSON values are cached; any other output is passed on and not kept. Streams are
     replayed chunk by chunk; a stream that is not read to its end is not kept.
     """
@@ -90,6 +94,47 @@ class CachedRunnable(Runnable[Any, Any]):
     def stream(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Iterator[Any]:
         """Yield the cached chunks, or the runnable's as they come."""
         yield from self._transform_stream_with_config(iter([input]), self._stream, config, **kwargs)
+
+    def scope_for(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> dict[str, Any]:
+        """Return the scope in which answers to this input are kept, as the cache's own methods take it.
+
+        It holds all that has to be equal beside the question: ``cache.explain(question, scope)`` and
+        ``cache.invalidate(scope=...)`` want it, and ``cache.lookup`` with the same documents.
+        """
+        scope: dict[str, Any] = self._place(input, ensure_config(config), kwargs)[1]["scope"]
+        return scope
+
+    def put(self, input: Any, output: Any, config: RunnableConfig | None = None, *,
+            ttl: float | timedelta | None = None, **kwargs: Any) -> str | None:
+        """Keep an output for an input as if the runnable had given it, under the same config; return as
+        ``SemanticCache.put`` does.
+
+        Raises ``InvalidInputError`` for an output that could not be cached, else what ``SemanticCache.put`` raises.
+        """
+        return self.cache.put(**self._record(input, output, config, kwargs), ttl=ttl, judge=self._judge)
+
+    async def aput(self, input: Any, output: Any, config: RunnableConfig | None = None, *,
+                   ttl: float | timedelta | None = None, **kwargs: Any) -> str | None:
+        """Do what ``put`` does, without blocking the event loop."""
+        return await self.cache.aput(**self._record(input, output, config, kwargs), ttl=ttl, judge=self._judge)
+
+    def calibrate(self, log: Iterable[tuple[Any, Any]], config: RunnableConfig | None = None, *, put: bool = True,
+                  ttl: float | timedelta | None = None, progress: Callable[[int, int], object] | None = None,
+                  **kwargs: Any) -> CalibrationReport:
+        """Do what ``SemanticCache.calibrate`` does with a log of (input, output) pairs, oldest first, in the scopes and
+        with the judge of this runnable; the outputs are kept as by ``put``.
+
+        Raises ``InvalidInputError`` for a pair that could not be cached, else what ``SemanticCache.calibrate`` raises.
+        """
+        return self.cache.calibrate(self._records(log, config, kwargs), put=put, judge=self._judge, ttl=ttl,
+                                    progress=progress)
+
+    async def acalibrate(self, log: Iterable[tuple[Any, Any]], config: RunnableConfig | None = None, *,
+                         put: bool = True, ttl: float | timedelta | None = None,
+                         progress: Callable[[int, int], object] | None = None, **kwargs: Any) -> CalibrationReport:
+        """Do what ``calibrate`` does, without blocking the event loop."""
+        return await self.cache.acalibrate(self._records(log, config, kwargs), put=put, judge=self._judge, ttl=ttl,
+                                           progress=progress)
 
     async def astream(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> AsyncIterator[Any]:
         """Do what ``stream`` does, without blocking the event loop."""
@@ -159,6 +204,20 @@ class CachedRunnable(Runnable[Any, Any]):
             if sourced is not None:
                 with _tolerating():
                     await self.cache.aput(question, since=since, judge=self._judge, **_arguments(sourced, place))
+
+    def _record(self, input: Any, output: Any, config: RunnableConfig | None, kwargs: Mapping[str, Any],
+                ) -> dict[str, Any]:
+        question, place = self._place(input, ensure_config(config), kwargs)
+        sourced = _sourced([output], place, streamed=False)
+        if sourced is None:
+            raise InvalidInputError(f"this {type(output).__name__} cannot be cached: messages, documents, texts and "
+                                    "JSON values can")
+        return {"question": question, **_arguments(sourced, place)}
+
+    def _records(self, log: Iterable[tuple[Any, Any]], config: RunnableConfig | None, kwargs: Mapping[str, Any],
+                 ) -> Iterator[dict[str, Any]]:
+        for input, output in log:
+            yield self._record(input, output, config, kwargs)
 
     def _place(self, input: Any, config: RunnableConfig, kwargs: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
         """Return the question, and scope and documents as the cache takes them."""

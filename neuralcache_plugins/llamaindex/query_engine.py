@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from datetime import timedelta
 from typing import Any
 
 from llama_index.core.base.base_query_engine import BaseQueryEngine
@@ -17,12 +18,12 @@ from llama_index.core.base.response.schema import (
     StreamingResponse,
 )
 from llama_index.core.prompts.mixin import PromptMixinType
-from llama_index.core.schema import NodeWithScore, QueryBundle
+from llama_index.core.schema import NodeWithScore, QueryBundle, QueryType
 from llama_index.core.types import TokenAsyncGen, TokenGen
 
-from neuralcache_plugins.errors import StoreClosedError, StoreError
+from neuralcache_plugins.errors import InvalidInputError, StoreClosedError, StoreError
 from neuralcache_plugins.llamaindex.responses import nodes_of, to_value
-from neuralcache_plugins.semantic_cache import SemanticCache, Sourced
+from neuralcache_plugins.semantic_cache import CalibrationReport, SemanticCache, Sourced
 from neuralcache_plugins.semantic_cache.judges import Judge, as_judge
 from neuralcache_plugins.semantic_cache.keys import Scope
 
@@ -47,6 +48,9 @@ class NeuralCacheQueryEngine(BaseQueryEngine):
 
     ``judge(cached, fresh) -> bool`` compares the texts of two answers for the certificate of the semantic tier; None
     wants the same words. Streams are not compared.
+
+    ``put`` and ``calibrate`` take queries and responses that are known already, ``scope_for`` tells in which scope of
+    the cache answers to a query are.
     """
 
     def __init__(self, query_engine: BaseQueryEngine, cache: SemanticCache, *, scope: Scope | None = None,
@@ -70,6 +74,47 @@ class NeuralCacheQueryEngine(BaseQueryEngine):
                           additional_source_nodes: Sequence[NodeWithScore] | None = None) -> RESPONSE_TYPE:
         """Synthesize, uncached."""
         return await self.query_engine.asynthesize(query_bundle, nodes, additional_source_nodes)
+
+    def scope_for(self, query: QueryType) -> dict[str, Any]:
+        """Return the scope in which answers to this query are kept, as the cache's own methods take it.
+
+        It holds all that has to be equal beside the text of the query: ``cache.explain(question, scope)`` and
+        ``cache.invalidate(scope=...)`` want it.
+        """
+        return self._scope(_bundle(query))
+
+    def put(self, query: QueryType, response: RESPONSE_TYPE | str, *,
+            ttl: float | timedelta | None = None) -> str | None:
+        """Keep a response to a query as if the engine had given it; return as ``SemanticCache.put`` does.
+
+        Raises ``InvalidInputError`` for a response that would not come back equal, else what ``SemanticCache.put``
+        raises.
+        """
+        return self.cache.put(**self._record(query, response), ttl=ttl, judge=self._judge)
+
+    async def aput(self, query: QueryType, response: RESPONSE_TYPE | str, *,
+                   ttl: float | timedelta | None = None) -> str | None:
+        """Do what ``put`` does, without blocking the event loop."""
+        return await self.cache.aput(**self._record(query, response), ttl=ttl, judge=self._judge)
+
+    def calibrate(self, log: Iterable[tuple[QueryType, RESPONSE_TYPE | str]], *, put: bool = True,
+                  ttl: float | timedelta | None = None,
+                  progress: Callable[[int, int], object] | None = None) -> CalibrationReport:
+        """Do what ``SemanticCache.calibrate`` does with a log of (query, response) pairs, oldest first, in the scopes
+        and with the judge of this engine; the responses are kept as by ``put``.
+
+        Raises ``InvalidInputError`` for a response that would not come back equal, else what
+        ``SemanticCache.calibrate`` raises.
+        """
+        records = (self._record(query, response) for query, response in log)
+        return self.cache.calibrate(records, put=put, judge=self._judge, ttl=ttl, progress=progress)
+
+    async def acalibrate(self, log: Iterable[tuple[QueryType, RESPONSE_TYPE | str]], *, put: bool = True,
+                         ttl: float | timedelta | None = None,
+                         progress: Callable[[int, int], object] | None = None) -> CalibrationReport:
+        """Do what ``calibrate`` does, without blocking the event loop."""
+        records = (self._record(query, response) for query, response in log)
+        return await self.cache.acalibrate(records, put=put, judge=self._judge, ttl=ttl, progress=progress)
 
     def _query(self, query_bundle: QueryBundle) -> RESPONSE_TYPE:
         scope = self._scope(query_bundle)
@@ -112,6 +157,15 @@ class NeuralCacheQueryEngine(BaseQueryEngine):
     def _get_prompt_modules(self) -> PromptMixinType:
         return {"query_engine": self.query_engine}
 
+    def _record(self, query: QueryType, response: RESPONSE_TYPE | str) -> dict[str, Any]:
+        whole = Response(response) if isinstance(response, str) else response
+        sourced = to_value(whole, whole.response) if isinstance(whole, Response) else None
+        if sourced is None:
+            raise InvalidInputError(f"a {type(response).__name__} that would not come back equal cannot be cached")
+        bundle = _bundle(query)
+        return {"question": bundle.query_str, "answer": sourced.value, "scope": self._scope(bundle),
+                "documents": sourced.documents}
+
     def _scope(self, query: QueryBundle) -> dict[str, Any]:
         prompts = {name: str(prompt) for name, prompt in self.query_engine.get_prompts().items()}
         return {
@@ -146,6 +200,10 @@ class NeuralCacheQueryEngine(BaseQueryEngine):
                                       judge=self._judge)
             except StoreError as error:
                 _not_kept(error)
+
+
+def _bundle(query: QueryType) -> QueryBundle:
+    return QueryBundle(query) if isinstance(query, str) else query
 
 
 class _Passed(Exception):
