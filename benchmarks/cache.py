@@ -8,10 +8,10 @@ Every run shuffles the stream with its seed and starts from an empty cache. A lo
 then judged and inserted; an audited hit is served and judged. "over" counts runs with more than max_error * hits + 2
 sqrt(that) wrong answers. Rows: ``stream`` (hits, wrong per hit, first certificate), ``shift`` (half of the answers
 change half-way), ``calibrated`` (the first fifth is a log for ``calibrate``), ``hindsight`` (the best fixed cosine and
-score, were the answers known), ``synthetic`` (known truth, coverage), ``speed``; by name only ``validity`` (see
-``cache_validity.py``) and ``growth`` (a whole cache on disk, see ``cache_growth.py``). ``--quick`` takes 2 runs of a
-shortened stream. ``--from`` is the first seed: 0 to 4, and 1,000 to 3,020 on banking77, were used in design, 10,005 too
-for when misses alarm.
+score, were the answers known), ``synthetic`` (known truth, coverage), ``speed``; by name only ``guards`` (what each
+guard would lose and stop as a veto, see ``cache_guards.py``), ``validity`` (see ``cache_validity.py``) and ``growth``
+(a whole cache on disk, see ``cache_growth.py``). ``--quick`` takes 2 runs of a shortened stream. ``--from`` is the
+first seed: 0 to 4, and 1,000 to 3,020 on banking77, were used in design, 10,005 too for when misses alarm.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
+from cache_guards import show_guards, show_rewritten
 from cache_streams import SETS, Stream, stream
 from cache_validity import validate
 
@@ -277,9 +278,15 @@ def main() -> None:
         print("synthetic")
         show_synthetic(options)
     shows = {"hindsight": show_hindsight, "stream": show_stream, "shift": show_shift, "calibrated": show_calibrated}
-    for name in options.sets if {*shows, "speed"} & {*options.rows} else ():
+    if "guards" in options.rows:
+        print("guards, turns rewritten to stand alone")
+        show_rewritten(options.data)
+    for name in options.sets if {*shows, "speed", "guards"} & {*options.rows} else ():
         for encoder in options.encoders:
             source = stream(options.data, name, encoder)
+            if "guards" in options.rows:
+                print(f"{name}, {encoder}: guards")
+                show_guards(source)
             for row in (row for row in shows if row in options.rows):
                 print(f"{name}, {encoder}: {row}", flush=True)
                 shows[row](source, options)

@@ -180,6 +180,9 @@ class Nearest:
     def note(self, cached: Any) -> None:
         pass
 
+    def forget(self, gone: Any) -> None:
+        pass
+
     def pack(self) -> bytes:
         return b""
 
@@ -488,6 +491,31 @@ def test_invalidates_by_scope_and_age(cache: SemanticCache) -> None:
     assert cache.invalidate(older_than=timedelta(seconds=5)) == 1
     assert cache.lookup("why?", scope="t")
     assert cache.clear() == 1
+
+
+def remembered(cache: SemanticCache) -> str:
+    """Return all texts and vectors that a cache keeps in memory of what it has stored."""
+    shelves, decider = cache._semantic._nearest._shelves.values(), cache._semantic._decider
+    return repr([cache._exact._known, [(shelf.cached, shelf.rows.tolist()) for shelf in shelves], decider._parsed])
+
+
+@pytest.mark.parametrize("remove", [
+    lambda cache, hit: cache.clear(), lambda cache, hit: cache.invalidate(scope=SCOPE),
+    lambda cache, hit: cache.invalidate(documents=["a"]), lambda cache, hit: cache.invalidate(older_than=5.0),
+    lambda cache, hit: cache.report(hit, False),
+], ids=["clear", "scope", "documents", "age", "report"])
+def test_nothing_of_a_removed_answer_stays_in_memory(cache: SemanticCache, remove: Callable[..., object]) -> None:
+    cache.put("is the zanzibar branch open", "a zebra", scope=SCOPE, documents={"a": "1"})
+    cache._clock.advance(10.0)
+    cache.put("where is my card", "in the post", scope="other")
+    hit = cache.lookup("is the zanzibar branch open", scope=SCOPE, documents={"a": "1"})
+    cache.lookup("is the zanzibar branch shut", scope=SCOPE)
+    vector = repr(next(iter(cache._semantic._nearest._shelves.values())).rows[0].tolist())
+    assert all(text in remembered(cache) for text in ("zanzibar", "zebra", vector))
+
+    remove(cache, hit.hit_id)
+    assert not any(text in remembered(cache) for text in ("zanzibar", "zebra", vector))
+    assert cache.lookup("is the zanzibar branch shut", scope=SCOPE) is None
 
 
 @pytest.mark.parametrize("what", [{}, {"scope": "s", "older_than": 1}])

@@ -124,9 +124,12 @@ class Removal:
 
     def concerns(self, answer: CachedAnswer) -> bool:
         """Return whether an answer is to go."""
+        return self.namespace == answer.namespace and self.fits(answer)
+
+    def fits(self, answer: CachedAnswer | CachedQuestion) -> bool:
+        """Return whether an answer of the namespace is to go."""
         return (
-            self.namespace == answer.namespace
-            and self.scope in (None, answer.scope)
+            self.scope in (None, answer.scope)
             and (self.older_than is None or answer.created_at < self.older_than)
             and (self.documents is None
                  or any(name in self.documents and self.documents[name] != version

@@ -258,6 +258,8 @@ class SemanticCache:
         self._recorder.tell(event, withdraw=() if correct else (served.entry_id,))
         self._counts.add("judged")
         if not correct:
+            self._exact.forget()
+            self._semantic.forget({served.entry_id})
             self._counts.add("reported_wrong")
 
     def invalidate(self, *, documents: Iterable[str | DocumentVersion] | None = None,
@@ -274,7 +276,7 @@ class SemanticCache:
         if len(given) != 1:
             raise InvalidInputError("invalidate needs exactly one of documents, scope and older_than, got "
                                     f"{' and '.join(given) or 'none'}")
-        return self._store.remove_answers(Removal(
+        return self._remove(Removal(
             self._namespace,
             documents=None if documents is None else _versions(documents),
             scope=None if scope is None else self._keys.scope(scope),
@@ -284,7 +286,7 @@ class SemanticCache:
     def clear(self) -> int:
         """Remove all answers of the namespace and return how many there were."""
         self._check_open()
-        return self._store.remove_answers(Removal(self._namespace))
+        return self._remove(Removal(self._namespace))
 
     # starting certified
 
@@ -539,6 +541,13 @@ class SemanticCache:
             late = False
         # somebody who asked after a document changed may be waiting for what was made before it
         return Kept(outcome, Outcome() if late else outcome)
+
+    def _remove(self, what: Removal) -> int:
+        newest = self._semantic.newest  # what is put from now on may be another answer
+        removed = self._store.remove_answers(what)
+        self._exact.forget()
+        self._semantic.remove(what, until=newest)
+        return removed
 
     def _erase_old(self) -> None:
         """Erase what is older than the store's retention, now and then, beside whoever puts an answer."""

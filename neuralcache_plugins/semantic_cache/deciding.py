@@ -7,7 +7,7 @@ import io
 import json
 import zipfile
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -62,6 +62,11 @@ class PolicyDecider:
         """Count the words of questions that were put into the cache."""
         for one in cached:
             self._rarity.note(self._question(one))
+
+    def forget(self, gone: Collection[str]) -> None:
+        """Drop what was read of entries that went; how often words occurred is kept."""
+        for name in gone:
+            self._parsed.pop(name, None)
 
     def decide(self, question: str, near: Sequence[Near], *, encoder: str, documents: tuple[DocumentVersion, ...],
                now: float, coin: float) -> Proposal:

@@ -51,6 +51,11 @@ class ExactTier:
         """Store many answers durably, in one call, and return how many were kept. Memory finds out by the mark."""
         return sum(self._store.put_answers(answers, bounds=bounds).stored)
 
+    def forget(self) -> None:
+        """Keep nothing in memory."""
+        with self._lock:
+            self._known.clear()
+
     def restart_after_fork(self) -> None:
         """Take a new lock in a forked child."""
         self._lock = threading.Lock()

@@ -16,9 +16,9 @@ GUARDS = ("number", "unit", "date", "negation", "opposite", "name", "kind", "lan
 """The names of the guards, in the order in which reasons are told."""
 
 # Share of right pairs that a veto would lose / of wrong pairs that it would stop, among the three nearest neighbours
-# (MiniLM) of banking77, squad with rewordings, nlupp-banking:
+# (MiniLM) of banking77, squad with rewordings, nlupp-banking (benchmarks/cache.py --rows guards --encoder minilm):
 #   number    .06/.2 %  .14/1.4 %  0/7.8 %      opposite  .3/.3 %  0/4.1 %    .8/1.2 %
-#   unit      .03/0 %   0/.01 %    0/.06 %      name      .2/.3 %  .3/15.9 %  .2/3.4 %
+#   unit      .03/0 %   0/.01 %    0/.06 %      name      .2/.3 %  .3/16 %    .2/3.4 %
 #   date      .01/.08 % .04/1.6 %  0/6.6 %      language  0/0 %    0/.02 %    0/0 %
 # Not safe: negation 11/21 %, 4/14 %, 7/21 %; kind of question 17/20 %, 4/29 %, 6/10 %. Where nothing was designed:
 # of 290 right pairs (mtrag turns with their stand-alone rewrites) all vetoes together lose 2, both by names.

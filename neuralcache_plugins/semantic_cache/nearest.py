@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Collection
 from typing import Literal
 
-from neuralcache_plugins.contracts import AnswerStore, CachedQuestion, Vector
+from neuralcache_plugins.contracts import AnswerStore, CachedQuestion, Removal, Vector
 from neuralcache_plugins.semantic_cache import approximate
 from neuralcache_plugins.semantic_cache.approximate import Approximate, Builder
 from neuralcache_plugins.semantic_cache.shelf import Near, Shelf
@@ -69,12 +69,23 @@ class NearestQuestions:
             return [] if shelf is None else shelf.nearest(vector, count, made_after, now, usable)
 
     def forget(self, gone: Collection[str]) -> None:
-        """Leave out entries that the store no longer has."""
+        """Leave out entries that the store no longer has, and keep nothing of them but what an index holds."""
         if not gone:
             return
         with self._lock:
             for shelf in self._shelves.values():
                 shelf.drop(gone)
+
+    @property
+    def last(self) -> int:
+        """The number of the newest entry taken in."""
+        return self._last
+
+    def concerned(self, what: Removal, *, until: int) -> set[str]:
+        """Return the ids of entries that were removed, of those up to the number ``until``. O(entries)."""
+        with self._lock:
+            return {one.entry_id for shelf in self._shelves.values() for one in shelf.cached
+                    if one.number <= until and what.fits(one)}
 
     def restart(self) -> None:
         """Begin anew: everything is read again."""
@@ -139,5 +150,5 @@ class NearestQuestions:
                 if shelf.generation == generation:
                     shelf.index = built
 
-        # rows are never written twice: those of now stay as they are while more are added behind them
+        # rows of entries that are there are never written twice: they stay as they are while more are added behind them
         self._builder.build(shelf.rows[:len(shelf)], shelf.index, done)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -42,6 +42,9 @@ class Decider(Protocol):
 
     def note(self, cached: Sequence[CachedQuestion]) -> None:
         """Take note of questions that were put into the cache."""
+
+    def forget(self, gone: Collection[str]) -> None:
+        """Drop what is kept of questions of entries, by id, that are cached no longer."""
 
     def decide(self, question: str, near: Sequence[Near], *, encoder: str, documents: tuple[DocumentVersion, ...],
                now: float, coin: float) -> Proposal:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ from neuralcache_plugins.contracts import (
     AnswerStore,
     CachedAnswer,
     CachedQuestion,
+    Removal,
     Snapshot,
     TelemetryStore,
     Vector,
@@ -138,12 +139,28 @@ class SemanticTier:
                 self._nearest.restart()  # most of it went: to read it anew takes less than to find out one by one
                 self._nearest.catch_up()
             else:
-                self._nearest.forget(named - entries.keys())
+                self.forget(named - entries.keys())
             for place in proposed.keys() - left:
                 proposal, near = proposed[place]
                 found[place] = Found(proposal, entries.get(proposal.serve or ""), entries.get(proposal.candidate or ""),
                                      near)
         return found
+
+    @property
+    def newest(self) -> int:
+        """The number of the newest entry that is known here."""
+        return self._nearest.last
+
+    def remove(self, what: Removal, *, until: int) -> None:
+        """Keep nothing in memory of entries that were removed, of those up to the number ``until``."""
+        self.forget(self._nearest.concerned(what, until=until))
+
+    def forget(self, gone: Collection[str]) -> None:
+        """Keep nothing in memory of entries that went, by their ids."""
+        self._nearest.forget(gone)
+        with self._lock:
+            if self._decider is not None:
+                self._decider.forget(gone)
 
     def certificate(self, *, reused: int) -> Any:
         """Return what may be said of what was served."""

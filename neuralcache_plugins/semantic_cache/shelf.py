@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,8 @@ LOOKED_PAST = 512
 
 _SPARE = 4
 """So many times more are asked of the index than are wanted: it errs, and some may not be served."""
+
+_NO_VECTOR = np.zeros(0, np.float16)
 
 Usable = Callable[[CachedQuestion], bool]
 
@@ -33,7 +35,8 @@ class Near:
 class Shelf:
     """Rows in the order in which they came, when each was made and ends; there is room for more than there are.
 
-    What went keeps its row, ended, until half of the rows are such; then ``generation`` rises, because places change.
+    What went keeps its row, ended and empty, until half of the rows are such; then ``generation`` rises, because places
+    change.
     """
 
     cached: list[CachedQuestion] = field(default_factory=list)
@@ -72,6 +75,8 @@ class Shelf:
             place = self.places.pop(name, None)
             if place is not None:
                 self.times[place] = -math.inf
+                self.cached[place] = replace(self.cached[place], question="", documents=(), vector=_NO_VECTOR)
+                self.rows[place] = 0.0
                 self.gone += 1
         if 2 * self.gone > len(self):
             self._compact()
@@ -90,14 +95,19 @@ class Shelf:
 
     def _behind_index(self, index: Approximate, vector: Vector, count: int, made_after: float, now: float,
                       usable: Usable | None) -> list[Near]:
-        places = np.concatenate([index.search(vector, _SPARE * count), np.arange(index.size, len(self))])
-        return self._best(places, self.rows[places] @ vector, count, made_after, now, usable)
+        found = index.search(vector, _SPARE * count)
+        # rows behind the index lie side by side: no copy is made of them
+        similarity = np.concatenate([self.rows[found] @ vector, self.rows[index.size:len(self)] @ vector])
+        places = np.concatenate([found, np.arange(index.size, len(self))])
+        return self._best(places, similarity, count, made_after, now, usable)
 
     def _best(self, places: npt.NDArray[np.int64], similarity: Vector, count: int, made_after: float, now: float,
               usable: Usable | None) -> list[Near]:
         times = self.times[places]
         alive = (times[:, 0] > made_after) & (times[:, 1] > now)
-        places, similarity, reach = places[alive], similarity[alive], count
+        reach = count
+        if not alive.all():
+            places, similarity = places[alive], similarity[alive]
         while True:
             top = _largest(similarity, reach)
             top = top[np.lexsort((places[top], -similarity[top]))][:reach]

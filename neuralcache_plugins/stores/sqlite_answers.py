@@ -143,7 +143,10 @@ class AnswersInSqlite:
         if namespace is not None:
             terms.append("namespace = ?")
             parameters.append(namespace)
-        if kinds is not None:
+        if kinds is not None and len(kinds) == 1:  # asked at every look
+            terms.append("kind = ?")
+            parameters.append(answer_codec.KINDS[kinds[0]])
+        elif kinds is not None:
             terms.append("kind IN (SELECT value FROM json_each(?))")
             parameters.append(codec.json_texts([answer_codec.KINDS[kind] for kind in kinds]))
         query = f"{_SELECT_EVENT} WHERE {' AND '.join(terms)} ORDER BY position LIMIT ?"
