@@ -22,7 +22,7 @@ def watched(*evidence):
     """Return the course of a trust whose evidence (over cold, over avoidance) moves as given, an hour a step."""
     trust, course = Trust(), Course()
     for number, (over_cold, over_avoidance) in enumerate(evidence, start=1):
-        trust.over_cold, trust.over_avoidance = np.full(4, over_cold), np.full(4, over_avoidance)
+        trust.over_cold, trust.over_avoidance = np.full(6, over_cold), np.full(6, over_avoidance)
         trust.tests += 1
         course.observe(trust, feedback=number, at=MONDAY + 3600 * number)
     return course

@@ -5,6 +5,7 @@ import pytest
 
 from neuralcache_plugins.core.trust import (
     BURDEN,
+    COST,
     EVIDENCE_KNOTS,
     FEATURES,
     LOAN,
@@ -17,7 +18,7 @@ from neuralcache_plugins.core.trust import (
 )
 
 SHOWN = 5
-NEAR, FAR = Nearness(0.95, 1.0), Nearness(0.0, 0.0)
+NEAR, FAR = Nearness(0.95, 1.0, 0.95), Nearness(0.0, 0.0, 0.0)
 
 
 def features(cold, hint):
@@ -131,19 +132,54 @@ def test_lost_trust_comes_back_only_beyond_the_burden():
     (-1.0, [1, 0, 0, 0]), (0.6, [1, 0, 0, 0]), (0.675, [0.5, 0.5, 0, 0]), (0.85, [0, 0, 1, 0]), (2.0, [0, 0, 0, 1]),
 ])
 def test_a_place_between_two_knots_belongs_to_both(place, expected):
-    assert hats(place, EVIDENCE_KNOTS) == pytest.approx(np.array(expected))
+    assert hats(place, EVIDENCE_KNOTS[2:]) == pytest.approx(np.array(expected))
 
 
-def test_a_region_without_evidence_borrows_and_its_own_losses_use_that_up():
+def at(knot):
+    return Nearness(EVIDENCE_KNOTS[knot], 1.0, EVIDENCE_KNOTS[knot])
+
+
+def test_a_region_without_evidence_borrows_from_what_is_no_nearer_and_its_own_losses_use_that_up():
     trust = Trust()
-    middle = Nearness(EVIDENCE_KNOTS[1], 1.0)
-    trust.over_cold[-1] = trust.over_avoidance[-1] = 50.0
-    assert trust.share(middle) > 0.5
+    trust.over_cold[3] = trust.over_avoidance[3] = 50.0
+    assert trust.share(at(4)) > 0.5
+    assert trust.share(at(2)) == 0.0
 
-    trust.over_cold[1] = 1.0 - LOAN
+    trust.over_cold[4] = 1.0 - LOAN
 
-    assert trust.share(middle) == 0.0
-    assert trust.share(NEAR) == 1.0
+    assert trust.share(at(4)) == 0.0
+    assert trust.share(at(3)) == trust.share(at(5)) == 1.0
+
+
+def test_what_works_only_where_a_document_stands_out_does_not_count_in_a_crowd():
+    trust = Trust()
+    trust.over_cold[4:] = trust.over_avoidance[4:] = 50.0
+    trust.over_cold[:4] = -10.0
+
+    assert trust.share(Nearness(0.9, 1.0, 0.9)) == 1.0
+    assert trust.share(Nearness(0.9, 1.0, 0.7)) == 0.0
+
+
+@pytest.mark.parametrize(("knot", "times"), [(0, 3.0), (2, 2.0), (5, 1.0)])
+def test_a_loss_counts_more_where_what_was_right_had_no_memory_and_memory_was_far(knot, times):
+    cold = log_softmax(np.array([2.0, 1.0, 0.5, 0.2, 0.1]))
+    known, new = Trust(), Trust()
+    for trust, novel in ((known, 0.0), (new, 1.0)):
+        trust.test_and_learn(features(cold, 3), np.eye(SHOWN)[0], nearness=at(knot), novel=novel)
+
+    loss = known.over_cold[knot] + COST
+    assert loss < 0
+    assert new.over_cold[knot] + COST == pytest.approx(times * loss)
+
+
+def test_a_gain_counts_the_same_whether_what_was_right_had_memory_or_not():
+    cold = log_softmax(np.array([2.0, 1.0, 0.5, 0.2, 0.1]))
+    known, new = Trust(), Trust()
+    for trust, novel in ((known, 0.0), (new, 1.0)):
+        trust.test_and_learn(features(cold, 3), np.eye(SHOWN)[3], nearness=at(0), novel=novel)
+
+    assert known.over_cold[0] > 0
+    assert new.over_cold.tolist() == known.over_cold.tolist()
 
 
 def test_what_is_far_keeps_its_own_weights():
@@ -152,7 +188,8 @@ def test_what_is_far_keeps_its_own_weights():
     stream(trust, np.random.default_rng(0), 50, reward=lambda _, right: right, hint=lambda _, right: right)
 
     assert trust.weights[0].tolist() == START[0].tolist()
-    assert trust.weights_at(NEAR).tolist() == trust.weights[-1].tolist() != START[-1].tolist()
+    assert (trust.weights[1:] != START[1:]).any(axis=1).all()
+    assert trust.weights_at(Nearness(1.0, 1.0, 1.0)).tolist() == trust.weights[-1].tolist()
 
 
 @pytest.mark.parametrize("weight", [0.5, 0.1])
