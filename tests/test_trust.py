@@ -8,7 +8,7 @@ from neuralcache_plugins.core.trust import (
     COST,
     EVIDENCE_KNOTS,
     FEATURES,
-    LOAN,
+    LOANS,
     START,
     Nearness,
     Trust,
@@ -139,16 +139,25 @@ def at(knot):
     return Nearness(EVIDENCE_KNOTS[knot], 1.0, EVIDENCE_KNOTS[knot])
 
 
-def test_a_region_without_evidence_borrows_from_what_is_no_nearer_and_its_own_losses_use_that_up():
+def test_a_near_region_without_evidence_borrows_and_its_own_losses_use_that_up():
     trust = Trust()
-    trust.over_cold[3] = trust.over_avoidance[3] = 50.0
-    assert trust.share(at(4)) > 0.5
-    assert trust.share(at(2)) == 0.0
+    trust.over_cold[-1] = trust.over_avoidance[-1] = 50.0
+    assert trust.share(at(3)) > 0.5
 
-    trust.over_cold[4] = 1.0 - LOAN
+    trust.over_cold[3] = 1.0 - LOANS[3]
 
-    assert trust.share(at(4)) == 0.0
-    assert trust.share(at(3)) == trust.share(at(5)) == 1.0
+    assert trust.share(at(3)) == 0.0
+    assert trust.share(at(5)) == 1.0
+
+
+def test_a_far_region_has_to_prove_itself_whatever_was_proven_close_by():
+    trust = Trust()
+    trust.over_cold[2:] = trust.over_avoidance[2:] = 50.0
+    assert trust.share(at(1)) == 0.0
+
+    trust.over_cold[1] = trust.over_avoidance[1] = 2 * BURDEN
+
+    assert trust.share(at(1)) > 0.5
 
 
 def test_what_works_only_where_a_document_stands_out_does_not_count_in_a_crowd():

@@ -60,9 +60,9 @@ CAUTION = np.array([3.0, 3.0, 2.0, 1.0, 1.0, 1.0])
 pushed down, by others that are lifted for being near in topic, and what memory gains elsewhere must not pay for it.
 Chosen on scifact (seeds 10 to 14) and squad (10, 11)."""
 
-LOAN = 5.0
-"""A region without evidence of its own may borrow as much from the best one that is no nearer; enough to count, soon
-lost. What works from afar works close by, and not the other way round."""
+LOANS = np.array([0.0, 0.0, 2.5, 5.0, 5.0, 5.0])
+"""By evidence knot: a region without evidence of its own may borrow as much from the best one; enough to count, soon
+lost. What works close by need not work from afar, so far regions have to prove themselves alone."""
 
 
 class Nearness(NamedTuple):
@@ -144,7 +144,7 @@ class Trust:
         if nearness.reach == 0.0:
             return 0.0
         evidence = self._evidence()
-        loan = np.minimum(LOAN, np.maximum(0.0, np.maximum.accumulate(evidence)))
+        loan = np.minimum(LOANS, max(0.0, float(evidence.max())))
         own = float(hats(nearness.clear, EVIDENCE_KNOTS) @ (evidence + loan))
         return nearness.reach * min(1.0, max(0.0, 4.0 * _logistic(own - BURDEN) - 2.0))
 
@@ -227,7 +227,7 @@ def _step(evidence: Array, gain: Array | float, shares: Array) -> Array:
     ``gain`` is one number for all knots, or one a knot.
     """
     kept = 1.0 - (1.0 - FORGETTING) * shares
-    stepped: Array = np.maximum(WORST - LOAN, kept * evidence + (gain - COST) * shares)
+    stepped: Array = np.maximum(WORST - LOANS.max(), kept * evidence + (gain - COST) * shares)
     return stepped
 
 
