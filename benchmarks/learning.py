@@ -37,8 +37,10 @@ from learning_sets import ENCODERS, Banking, Case, banking, conversations, scifa
 
 from neuralcache_plugins import Reranker, RerankSettings
 from neuralcache_plugins.contracts import FeedbackGiven, RankingServed, Recorded
+from neuralcache_plugins.core.lexical import TokenStatistics, token_statistics
 from neuralcache_plugins.memory import LearnedState
-from neuralcache_plugins.reranker.stages import Evidence, Vectors, choose, cold_evidence, learned_evidence
+from neuralcache_plugins.reranker.shown import SPOKEN_CHARACTERS, SPOKEN_DOCUMENTS
+from neuralcache_plugins.reranker.stages import Evidence, Vectors, choose, cold_evidence, learned_evidence, spoken_of
 from neuralcache_plugins.telemetry import storable_feedback, storable_ranking
 
 Figures = dict[str, float]
@@ -55,6 +57,8 @@ class Player:
         self.state = LearnedState(self.settings)
         self.rng = np.random.default_rng(0)
         self.rows: dict[str, np.ndarray] = {}
+        self.texts: dict[str, list[str]] = {}
+        self.spoken: dict[str, TokenStatistics] = {}
 
     def ask(self, case: Case, *, shown: int, session: str | None = None) -> RankingServed:
         """Rank, and let the fold see what was shown."""
@@ -71,12 +75,18 @@ class Player:
             propensities=chosen.propensities, candidates=len(case.ids), session=session,
         ))
         self.rows[served.ranking_id] = case.rows[picked]
+        if session is not None:
+            self.texts[served.ranking_id] = [case.texts[at] for at in picked]
         self.fold(served)
         return served
 
     def tell(self, served: RankingServed, helpful: Sequence[str]) -> None:
         """Reward the documents named."""
         rows = self.rows.pop(served.ranking_id)
+        if served.session is not None:
+            shown = zip(served.document_ids, self.texts.pop(served.ranking_id), strict=True)
+            texts = [text for name, text in shown if name in helpful][:SPOKEN_DOCUMENTS]
+            self.spoken[served.session] = token_statistics(" ".join(texts)[:SPOKEN_CHARACTERS])
         mean = np.sum([rows[served.document_ids.index(name)] for name in helpful], axis=0)
         self.fold(storable_feedback(FeedbackGiven(
             feedback_id=f"f{served.ranking_id}", ranking_id=served.ranking_id, namespace="default", at=served.at + 0.5,
@@ -90,16 +100,26 @@ class Player:
         narrative = self.state.narrative("bench", session)
         cold, signals = cold_evidence(
             count=len(case.ids), prior_scores=case.prior, lexical=case.lexical, vectors=vectors, narrative=narrative,
-            in_session=session is not None, settings=self.settings,
+            in_session=session is not None, settings=self.settings, spoken=self.session_words(case, session),
         )
         return learned_evidence(
             cold, signals, state=self.state, ids=case.ids, vectors=vectors, in_session=session is not None,
             now=1e9 + self.state.rankings, settings=self.settings,
         )
 
+    def session_words(self, case: Case, session: str | None) -> np.ndarray | None:
+        """Return what the words of what helped in a session say of the candidates."""
+        helped = None if session is None else self.spoken.get(session)
+        return None if helped is None else spoken_of(case.query, helped, list(map(_statistics, case.texts)))
+
     def fold(self, event: RankingServed | FeedbackGiven) -> None:
         """Let the fold see an event."""
         self.state.fold(Recorded(self.state.position + 1, event))
+
+
+@lru_cache(maxsize=20_000)
+def _statistics(text: str) -> TokenStatistics:
+    return token_statistics(text)
 
 
 def cold_order(case: Case) -> list[int]:

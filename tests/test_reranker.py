@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from neuralcache_plugins import Reranker, RerankSettings, StoreSettings
+from neuralcache_plugins.contracts import RankingServed
 from neuralcache_plugins.errors import (
     DimensionMismatchError,
     InvalidInputError,
@@ -328,6 +329,34 @@ class TestLearning:
             other = reranker.rerank(vague, TEXTS, ids=IDS, prior_scores=[1.0] * 6, session="t")
         assert bent.scores[bent.ids.index("abroad")] > plain.scores[plain.ids.index("abroad")]
         assert order(other) == order(plain)
+
+    def test_the_words_of_what_helped_in_a_session_stay_in_memory_until_something_is_forgotten(self):
+        settings = RerankSettings(source_weights={"marker": 0.0})
+        with Reranker(HashingEncoder(), store="memory://", settings=settings) as reranker:
+            def lexical(session):
+                ranking = reranker.rerank("tell me more", TEXTS, ids=IDS, prior_scores=[1.0] * 6, session=session)
+                return dict(zip(ranking.ids, ranking.signals["lexical"].tolist(), strict=True))
+
+            for session, source in (("s", "user"), ("t", "marker")):
+                ranking = reranker.rerank("exchange rates abroad", TEXTS, ids=IDS, session=session)
+                reranker.feedback(ranking, helpful=["abroad"], source=source)
+
+            assert lexical("s")["abroad"] > 0
+            assert not any(lexical("t").values())
+            assert not any(lexical("never seen").values())
+            assert not any(lexical(None).values())
+            assert all(one.event.document_texts is None for one in reranker.store.read()
+                       if isinstance(one.event, RankingServed))
+            reranker.forget(document_ids=["nothing of it"])
+            assert not any(lexical("s").values())
+
+    def test_only_so_many_sessions_have_words(self, monkeypatch):
+        monkeypatch.setattr("neuralcache_plugins.reranker.shown.CAPACITY", 2)
+        with Reranker(HashingEncoder(), store="memory://") as reranker:
+            for session in "abc":
+                teach(reranker, "exchange rates abroad", "abroad", times=1, session=session)
+            known = [reranker._words.of("default", session) is not None for session in "abc"]
+        assert known == [False, True, True]
 
     def test_a_clock_that_jumps_back_changes_no_order(self):
         clock = FakeClock()

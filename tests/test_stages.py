@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from neuralcache_plugins.reranker.stages import bent
+from neuralcache_plugins.core.lexical import token_statistics
+from neuralcache_plugins.reranker.stages import SHORT, Vectors, bent, cold_evidence, spoken_of
+from neuralcache_plugins.settings import RerankSettings
 
 DENSE = np.array([0.5, 0.3, 0.1, 0.2], dtype=np.float32)
 FIT = np.array([0.1, 0.9, 0.1, 0.1], dtype=np.float32)
@@ -41,3 +43,43 @@ def test_where_the_question_says_nothing_there_is_no_unit_to_bend_by():
 def test_opposites_do_not_count_as_a_fit_or_as_less_than_no_overlap():
     assert not bent(-FIT, DENSE, overlap=0.0).any()
     assert spread(FIT, overlap=-0.5) == spread(FIT, overlap=0.0)
+
+
+TEXTS = [token_statistics(text) for text in (
+    "Cards are delivered within five working days", "Exchange rates when you pay abroad by card",
+    "Opening hours of our branches in town", "Rates for savings accounts and loans",
+)]
+HELPED = token_statistics("The exchange rates abroad are those of the day on which you pay")
+ROWS = np.eye(4, dtype=np.float32)
+
+
+def worth(narrative: np.ndarray, spoken: np.ndarray | None, *, in_session: bool = True, **settings: float) -> np.ndarray:
+    question = np.full(4, 0.5, dtype=np.float32)
+    cold, signals = cold_evidence(
+        count=4, prior_scores=[4.0, 3.0, 2.0, 1.0], lexical=np.zeros(4, dtype=np.float32),
+        vectors=Vectors("e", question, ROWS, ()), narrative=narrative, in_session=in_session,
+        settings=RerankSettings(**settings), spoken=spoken,
+    )
+    assert signals["lexical"].shape == (4,)
+    return cold
+
+
+def test_the_words_of_what_helped_speak_for_documents_that_share_them_where_the_narrative_fits():
+    spoken = spoken_of("how much is it", HELPED, TEXTS)
+    fits, changed = ROWS[1], -ROWS[1]
+
+    assert spoken is not None
+    assert spoken.argmax() == 1
+    assert worth(fits, spoken)[1] > worth(fits, None)[1]
+    np.testing.assert_array_equal(worth(changed, spoken), worth(changed, None))
+    np.testing.assert_array_equal(worth(fits, spoken, in_session=False), worth(fits, None, in_session=False))
+    np.testing.assert_array_equal(worth(fits, spoken, narrative_weight=0.0), worth(fits, None, narrative_weight=0.0))
+
+
+def test_a_long_question_speaks_for_itself():
+    short, long = (spoken_of(question, HELPED, TEXTS) for question in ("and why", "and why " * 12))
+
+    assert short is not None
+    assert long is not None
+    np.testing.assert_allclose(long, short * SHORT / 24, rtol=1e-5)
+    assert spoken_of("and why", None, TEXTS) is None

@@ -40,7 +40,7 @@ from neuralcache_plugins.reranker.feedback import FeedbackStage, erasure
 from neuralcache_plugins.reranker.health import Health
 from neuralcache_plugins.reranker.ranking import RankStage
 from neuralcache_plugins.reranker.scorers import CachedScorer
-from neuralcache_plugins.reranker.shown import RankingIds, ShownVectors
+from neuralcache_plugins.reranker.shown import RankingIds, SessionWords, ShownVectors
 from neuralcache_plugins.reranker.stats import NamespaceStats, RerankerStats, TrustStats
 from neuralcache_plugins.reranker.texts import TextCache
 from neuralcache_plugins.settings import RerankSettings, StoreSettings, from_environment
@@ -118,6 +118,7 @@ class Reranker:
         self._scorer = None if scorer is None else CachedScorer(scorer)
         self._shown = ShownVectors()
         self._shown_texts = ShownTexts(self._settings.shown_characters)
+        self._words = SessionWords(self._shown_texts, self._settings.source_weights)
         ids = RankingIds()
         self._ranking = RankStage(
             settings=self._settings,
@@ -130,9 +131,11 @@ class Reranker:
             ids=ids,
             shown=self._shown,
             shown_texts=self._shown_texts,
+            words=self._words,
         )
         self._feedback = FeedbackStage(
-            self._store, self._recorder, ids=ids, shown=self._shown, key=self._texts.key, memory=self._memory
+            self._store, self._recorder, ids=ids, shown=self._shown, key=self._texts.key, memory=self._memory,
+            words=self._words,
         )
         self._answers = AnswerStage(
             self._shown_texts, self._encoders.encoder, feedback=self._feedback, key=self._texts.key
@@ -571,6 +574,7 @@ class Reranker:
         self._recorder.discard(what)
         self._shown.forget()
         self._answers.forget()
+        self._words.forget()
         self._encoders.forget()
         self._texts.forget()
         if self._scorer is not None:
@@ -583,6 +587,7 @@ class Reranker:
         self._recorder.forget_recent()
         self._shown.forget()
         self._answers.forget()
+        self._words.forget()
 
     def _keep_vectors(self, namespace: str, encoder: str, rows: Sequence[StoredVector]) -> None:
         self._recorder.keep_vectors(
@@ -620,8 +625,8 @@ class Reranker:
 
     def _restart_after_fork(self) -> None:
         parts = (
-            self._memory, self._ranking, self._encoders, self._texts, self._health, self._shown, self._answers,
-            self._retention,
+            self._memory, self._ranking, self._encoders, self._texts, self._health, self._shown, self._words,
+            self._answers, self._retention,
         )
         for part in parts:
             part.restart_after_fork()

@@ -16,7 +16,7 @@ from neuralcache_plugins.core.credit import checked_shares, shared
 from neuralcache_plugins.errors import ErasedMeanwhileError, InvalidInputError, StoreBusyError, UnknownRankingError
 from neuralcache_plugins.memory import Memory
 from neuralcache_plugins.reranker import border
-from neuralcache_plugins.reranker.shown import RankingIds, ShownVectors
+from neuralcache_plugins.reranker.shown import RankingIds, SessionWords, ShownVectors
 from neuralcache_plugins.telemetry import Recorder
 
 ATTEMPTS = 3
@@ -55,12 +55,14 @@ class FeedbackStage:
         shown: ShownVectors,
         key: Callable[[str], str],
         memory: Memory,
+        words: SessionWords,
     ) -> None:
         self._memory = memory
         self._store = store
         self._recorder = recorder
         self._ids = ids
         self._shown = shown
+        self._words = words
         self._key = key
 
     def tell(
@@ -99,6 +101,8 @@ class FeedbackStage:
             except ErasedMeanwhileError:
                 self._memory.epoch()  # look again: a ranking, or what it showed, may be gone
             else:
+                for event in events:
+                    self._words.follow(event)
                 return names
         raise StoreBusyError(f"{self._store.url}: others erased whenever feedback was to be stored; try again later")
 

@@ -19,7 +19,7 @@ from neuralcache_plugins.reranker.border import Request, canonical
 from neuralcache_plugins.reranker.explaining import Explainer, Sources
 from neuralcache_plugins.reranker.health import Health
 from neuralcache_plugins.reranker.scorers import CachedScorer
-from neuralcache_plugins.reranker.shown import RANKS, RankingIds, ShownVectors
+from neuralcache_plugins.reranker.shown import RANKS, RankingIds, SessionWords, ShownVectors
 from neuralcache_plugins.reranker.stages import (
     Chosen,
     Evidence,
@@ -27,6 +27,7 @@ from neuralcache_plugins.reranker.stages import (
     choose,
     cold_evidence,
     learned_evidence,
+    spoken_of,
 )
 from neuralcache_plugins.reranker.texts import TextCache
 from neuralcache_plugins.settings import RerankSettings
@@ -49,6 +50,7 @@ class RankStage:
         ids: RankingIds,
         shown: ShownVectors,
         shown_texts: ShownTexts,
+        words: SessionWords,
     ) -> None:
         self._settings = settings
         self._store_text = store_text
@@ -60,6 +62,7 @@ class RankStage:
         self._ids = ids
         self._shown = shown
         self._shown_texts = shown_texts
+        self._words = words
         self._sources = Sources(weakref.ref(memory), settings)
         self._rng = np.random.default_rng(settings.seed)
         self._chance = threading.Lock()
@@ -70,12 +73,15 @@ class RankStage:
         """Return the ranking of the request, as of ``now``."""
         if not request.texts:
             return Ranking(self._ids.new(now), request.namespace, np.zeros(0, dtype=np.int64), (), (), {}, ())
-        lexical = None
+        lexical = spoken = None
         if request.asks:
-            lexical = lexical_scores(token_statistics(request.query), self._texts.statistics(request.texts))
+            texts = self._texts.statistics(request.texts)
+            lexical = lexical_scores(token_statistics(request.query), texts)
+            if self._settings.learning:
+                spoken = spoken_of(request.query, self._words.of(request.namespace, request.session), texts)
         with self._memory.lock:
             state, trouble = self.state(request.namespace)
-            cold, signals = self._cold(request, state, vectors, lexical)
+            cold, signals = self._cold(request, state, vectors, lexical, spoken)
             if self._scorer is None or not request.asks:
                 evidence = self._learned(request, names, state, vectors, cold, signals, now)
         degraded += trouble
@@ -100,7 +106,8 @@ class RankStage:
             return self._memory.last_known(namespace), self._health.without("store", error)
 
     def _cold(
-        self, request: Request, state: LearnedState, vectors: Vectors | None, lexical: Vector | None
+        self, request: Request, state: LearnedState, vectors: Vectors | None, lexical: Vector | None,
+        spoken: Vector | None,
     ) -> tuple[Array, dict[str, Vector]]:
         return cold_evidence(
             count=len(request.texts),
@@ -110,6 +117,7 @@ class RankStage:
             narrative=None if vectors is None else state.narrative(vectors.encoder, request.session),
             in_session=request.session is not None,
             settings=self._settings,
+            spoken=spoken,
         )
 
     def _learned(

@@ -5,15 +5,66 @@ from __future__ import annotations
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import count
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from neuralcache_plugins.contracts import HalfVector, Matrix, RankingServed, Vector
+from neuralcache_plugins.contracts import FeedbackGiven, HalfVector, Matrix, RankingServed, Vector
+from neuralcache_plugins.core.lexical import TokenStatistics, token_statistics
+from neuralcache_plugins.memory.sources import configured
+
+if TYPE_CHECKING:  # answers imports feedback, and feedback this
+    from neuralcache_plugins.reranker.answers import ShownTexts
 
 CAPACITY = 512
+SPOKEN_DOCUMENTS = 3
+SPOKEN_CHARACTERS = 8_000
 RANKS = 10
+
+
+class SessionWords:
+    """The words of the documents that helped last in recent sessions: follow-up questions often leave them out.
+
+    In memory only, of this process alone, as hashes in the order of the text; the oldest session goes.
+    """
+
+    def __init__(self, shown_texts: ShownTexts, source_weights: Mapping[str, float]) -> None:
+        self._shown_texts = shown_texts
+        self._source_weights = source_weights
+        self._lock = threading.Lock()
+        self._words: OrderedDict[tuple[str, str], TokenStatistics] = OrderedDict()
+
+    def follow(self, event: FeedbackGiven) -> None:
+        """Remember what helped, where the feedback is of a session and the texts are still known."""
+        session = event.ranking.session
+        helped = {name for name, reward in event.rewards if reward > 0}
+        if session is None or not helped or configured(event.source, self._source_weights) == 0.0:
+            return
+        showing = self._shown_texts.find(event.namespace, event.ranking_id)
+        if showing is None:
+            return
+        texts = [text for name, text in zip(showing.ids, showing.texts, strict=True) if name in helped]
+        words = token_statistics(" ".join(texts[:SPOKEN_DOCUMENTS])[:SPOKEN_CHARACTERS])
+        with self._lock:
+            self._words.pop((event.namespace, session), None)
+            self._words[event.namespace, session] = words
+            if len(self._words) > CAPACITY:
+                self._words.popitem(last=False)
+
+    def of(self, namespace: str, session: str | None) -> TokenStatistics | None:
+        """Return the words of what helped last in a session, if they are known."""
+        return None if session is None else self._words.get((namespace, session))
+
+    def restart_after_fork(self) -> None:
+        """Take a new lock in a forked child: another thread of the parent may have held the old one."""
+        self._lock = threading.Lock()
+
+    def forget(self) -> None:
+        """Drop everything."""
+        with self._lock:
+            self._words.clear()
 
 
 class RankingIds:

@@ -10,11 +10,16 @@ import numpy as np
 
 from neuralcache_plugins.contracts import Array, Matrix, Positions, Vector
 from neuralcache_plugins.core import fusion, selection
+from neuralcache_plugins.core.lexical import TokenStatistics, lexical_scores, tokens
 from neuralcache_plugins.core.trust import Nearness, Trust
 from neuralcache_plugins.memory import Features, LearnedState, Origin
 from neuralcache_plugins.settings import RerankSettings
 
 Origins: TypeAlias = Mapping[int, tuple[Origin, ...]]
+
+SPOKEN = 0.625
+SHORT = 6
+"""A question of so many words or fewer leaves room for the words of what helped before in its session."""
 
 FLAT = 1e-4
 """Cosines that spread less than this are equal up to rounding."""
@@ -78,8 +83,12 @@ def cold_evidence(
     narrative: Vector | None,
     in_session: bool,
     settings: RerankSettings,
+    spoken: Vector | None = None,
 ) -> tuple[Array, dict[str, Vector]]:
     """Return the cold log-probabilities (n,) and the signals that they were made of.
+
+    ``spoken`` (n,) is what ``spoken_of`` returned. It joins the lexical signal as far as some candidate is about what
+    the session was about: its narrative fits it.
 
     The narrative of a session is context of the question, so it belongs to the cold order, and its signal is how far
     it ``bent`` the question; the namespace's does not, and its signal is the cosine.
@@ -99,6 +108,8 @@ def cold_evidence(
         if narrative is not None and settings.learning:
             fit = vectors.rows @ narrative
             signals["narrative"] = bent(fit, dense, overlap=float(vectors.question @ narrative)) if in_session else fit
+            if in_session and spoken is not None and lexical is not None and settings.narrative_weight > 0:
+                lexical = signals["lexical"] = lexical + np.float32(max(0.0, float(fit.max()))) * spoken
         if vectors.unusable:
             dense = dense.copy()
             dense[list(vectors.unusable)] = np.nan
@@ -112,6 +123,18 @@ def cold_evidence(
     if in_session and narrative is not None:
         worth += np.float32(settings.narrative_weight) * signals["narrative"]
     return fusion.cold_log_probabilities(worth).astype(np.float64), signals
+
+
+def spoken_of(query: str, helped: TokenStatistics | None, texts: Sequence[TokenStatistics]) -> Vector | None:
+    """Return how well candidates match the words of the documents that helped last in the session, (n,).
+
+    The less the longer ``query`` is: a long question says by itself what it is about. None where nothing helped yet.
+    The weights were chosen on the follow-up questions of mtrag. Costs what ``lexical_scores`` does.
+    """
+    if helped is None:
+        return None
+    share = SPOKEN * min(1.0, SHORT / max(1, len(tokens(query))))
+    return lexical_scores(helped, texts) * np.float32(share)
 
 
 def bent(fit: Vector, dense: Vector, *, overlap: float) -> Vector:
