@@ -9,12 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from neuralcache_plugins.contracts import Erasure, Recorded
+from neuralcache_plugins.core.trust import Trust
 from neuralcache_plugins.errors import StoreError
 from neuralcache_plugins.memory import LearnedState, Memory
 from neuralcache_plugins.memory.changes import MOST_NOISE, Changes
 from neuralcache_plugins.memory.questions import Origin, Questions, Slopes
 from neuralcache_plugins.memory.snapshots import fold_name, pack, unpack
-from neuralcache_plugins.memory.state import LEAST_SILENCE, REHEARSAL_NOISE
+from neuralcache_plugins.memory.state import CLEAR_MARGIN, LEAST_SILENCE, REHEARSAL_NOISE, Learner
 from neuralcache_plugins.settings import RerankSettings
 from neuralcache_plugins.stores.memory import MemoryStore
 from neuralcache_plugins.stores.sqlite import SqliteStore
@@ -195,6 +196,31 @@ def test_feedback_that_contradicts_a_near_vote_weakens_it_and_a_far_one_hardly()
     assert known.similarity.tolist() == [1.0, 0.0, 1.0]
     assert known.weight[0] < 0.9
     assert known.weight[1] == 1.0
+
+
+def test_a_question_stands_out_when_only_one_document_knows_it():
+    learner = Learner(4, RerankSettings())
+    question = np.eye(4, dtype=np.float32)[0]
+    learner.helped.add(0, question, 1.0, origin=Origin(1, 1))
+    alone = learner.nearness(learner.helped.near([0, 1], question))
+    learner.helped.add(1, question, 1.0, origin=Origin(2, 2))
+    crowd = learner.nearness(learner.helped.near([0, 1], question))
+
+    assert alone.clear == alone.place == crowd.place == pytest.approx(1.0)
+    assert crowd.clear == pytest.approx(1.0 - CLEAR_MARGIN)
+
+
+def test_a_reward_is_novel_where_nothing_was_remembered_for_its_document(monkeypatch):
+    seen = []
+    learn = Trust.test_and_learn
+    monkeypatch.setattr(Trust, "test_and_learn", lambda trust, *arrays, **rest: (
+        seen.append(rest["novel"]), learn(trust, *arrays, **rest))[1])
+    question = np.eye(WIDTH, dtype=np.float32)[0]
+
+    folded([event for number, name in enumerate(("d0", "d1", "d0", "d2"))
+            for event in told(number, question, name)])
+
+    assert seen == [1.0, 1.0, 0.0, 1.0]
 
 
 def test_a_linear_model_says_nothing_about_what_all_questions_share():

@@ -342,7 +342,7 @@ class TestLearning:
                 reranker.feedback(ranking, helpful=["abroad"], source=source)
 
             assert lexical("s")["abroad"] > 0
-            assert not any(lexical("t").values())
+            assert reranker._words.of("default", "t") is None
             assert not any(lexical("never seen").values())
             assert not any(lexical(None).values())
             assert all(one.event.document_texts is None for one in reranker.store.read()

@@ -53,7 +53,9 @@ HELPED = token_statistics("The exchange rates abroad are those of the day on whi
 ROWS = np.eye(4, dtype=np.float32)
 
 
-def worth(narrative: np.ndarray, spoken: np.ndarray | None, *, in_session: bool = True, **settings: float) -> np.ndarray:
+def worth(
+    narrative: np.ndarray, spoken: np.ndarray | None, *, in_session: bool = True, **settings: float
+) -> np.ndarray:
     question = np.full(4, 0.5, dtype=np.float32)
     cold, signals = cold_evidence(
         count=4, prior_scores=[4.0, 3.0, 2.0, 1.0], lexical=np.zeros(4, dtype=np.float32),
