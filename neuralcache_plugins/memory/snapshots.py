@@ -22,7 +22,7 @@ from neuralcache_plugins.memory.questions import Origin, Questions
 from neuralcache_plugins.memory.state import LearnedState, Learner, Waiting
 from neuralcache_plugins.settings import RerankSettings
 
-FORMAT = 8
+FORMAT = 9
 _STATE_NUMBERS = (
     "position", "rankings", "feedback", "first_feedback_at", "last_feedback_at", "answer_rate",
 )
@@ -60,7 +60,7 @@ def pack(state: LearnedState) -> bytes:
         "sources": state.sources.table(),
         "satisfaction": state.satisfaction.table(),
         "waiting": [
-            [key, row.encoder, list(row.document_ids), list(row.cold), row.position]
+            [key, row.encoder, list(row.document_ids), list(row.cold), row.position, row.served]
             for key, row in state.waiting.items()
         ],
         "learners": [
@@ -102,9 +102,9 @@ def _restore(header: dict[str, Any], arrays: dict[str, np.ndarray[Any, Any]], se
     documents.rewards_total = header["rewards_total"]
     for name in COLUMNS:
         setattr(documents, name, array("d", arrays[name].tobytes()))
-    for index, (key, encoder, document_ids, cold, position) in enumerate(header["waiting"]):
+    for index, (key, encoder, document_ids, cold, position, served) in enumerate(header["waiting"]):
         question = _vector(arrays, f"waiting.{index}")
-        state.waiting[key] = Waiting(encoder, question, tuple(document_ids), tuple(cold), position)
+        state.waiting[key] = Waiting(encoder, question, tuple(document_ids), tuple(cold), position, served)
     for index, packed in enumerate(header["learners"]):
         state.learners[packed["encoder"]] = _restore_learner(f"{index}", packed, arrays, settings)
     return state
@@ -133,6 +133,7 @@ def _pack_learner(
         "spread": {name: getattr(learner.spread, name) for name in _SPREAD_NUMBERS},
         "trust": {name: getattr(learner.trust, name) for name in _TRUST_NUMBERS},
         "changes": {name: getattr(learner.changes, name) for name in _CHANGES_NUMBERS},
+        "fruitless": learner.fruitless.table(),
         "course": {name: getattr(learner.course, name) for name in _COURSE_NUMBERS},
         "decision": learner.course.decision,
     }
@@ -156,6 +157,7 @@ def _restore_learner(
     for name, value in packed["changes"].items():
         setattr(learner.changes, name, value)
     learner.changes.restore(arrays[f"{prefix}.changes"].tolist())
+    learner.fruitless.restore(packed["fruitless"])
     for name, value in packed["course"].items():
         setattr(learner.course, name, value)
     learner.course.restore(arrays[f"{prefix}.course"])

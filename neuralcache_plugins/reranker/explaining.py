@@ -104,6 +104,8 @@ class Explainer:
             if column != COLD:
                 name = OWN_NAMES.get(feature, feature)
                 shares[name] = shares.get(name, 0.0) + moved[:, column]
+        if learned.fruitless is not None:
+            shares["rejection"] = shares["rejection"] + learned.fruitless - learned.fruitless.mean()
         return shares
 
     def _cold_shares(self) -> dict[str, Array]:

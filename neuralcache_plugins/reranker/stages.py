@@ -11,7 +11,7 @@ import numpy as np
 from neuralcache_plugins.contracts import Array, Matrix, Positions, Vector
 from neuralcache_plugins.core import fusion, selection
 from neuralcache_plugins.core.lexical import TokenStatistics, lexical_scores, tokens
-from neuralcache_plugins.core.trust import Nearness, Trust
+from neuralcache_plugins.core.trust import Nearness, Trust, log_softmax
 from neuralcache_plugins.memory import Features, LearnedState, Origin
 from neuralcache_plugins.settings import RerankSettings
 
@@ -38,6 +38,7 @@ class Learned(NamedTuple):
     """What a learned order was made of, for ``explaining``.
 
     ``helped`` and ``failed`` are ``Questions.origins``: all that changes when the state moves on, past ``position``.
+    ``fruitless`` (n,) is what candidates lost for standing behind the first in vain, None where nothing did.
     ``mean`` and ``deviation`` are of the cosine of two ordinary questions.
     """
 
@@ -48,6 +49,7 @@ class Learned(NamedTuple):
     position: int
     trust: Trust
     nearness: Nearness
+    fruitless: Array | None
     mean: float
     deviation: float
 
@@ -188,6 +190,11 @@ def learned_evidence(
         signals["association"] = (np.exp(features.table[:, 2]) - np.exp(cold)).astype(np.float32)
     nearness = learner.nearness(features.near)
     final = learner.trust.order(features.table, cold, nearness=nearness)
+    fruitless, share = None, learner.trust.share(nearness)
+    first = int(final.argmax())
+    if share > 0.0 and learner.fruitless.knows(ids[first]):
+        fruitless = share * learner.fruitless.penalties(ids, first)
+        final = log_softmax(final + fruitless)
     learned = Learned(
         features,
         slots=slots,
@@ -196,6 +203,7 @@ def learned_evidence(
         position=state.position,
         trust=copy.copy(learner.trust),  # it replaces its arrays and never changes them
         nearness=nearness,
+        fruitless=fruitless,
         mean=learner.spread.mean,
         deviation=learner.spread.deviation,
     )
