@@ -14,6 +14,7 @@ from neuralcache_plugins import Reranker, RerankSettings, StoreSettings
 from neuralcache_plugins.contracts import Remembered
 from neuralcache_plugins.langchain import NeuralCacheCompressor
 from neuralcache_plugins.llamaindex import NeuralCachePostprocessor
+from neuralcache_plugins.memory import changes, successors
 from neuralcache_plugins.memory.snapshots import fold_name
 from neuralcache_plugins.stores.memory import MemoryStore
 from neuralcache_plugins.testing import FailingStore, HashingEncoder
@@ -25,6 +26,7 @@ TEXTS = {
 }
 IDS = list(TEXTS)
 ASKED = ["when will my card arrive", "when will my new card arrive", "when does my card arrive at last"]
+ELSEWHERE = ["how much interest do savings accounts earn", "what interest do my savings get", "interest on my savings"]
 AGAIN = "when will my card finally arrive"
 
 
@@ -34,10 +36,13 @@ def ask(reranker, question=AGAIN, **rest):
 
 def teach(reranker, *, times=12, helpful="cards", **rest):
     """Ask in turn and say what helped, until learning has earned its trust; people ask other things in between."""
+    rankings = []
     for turn in range(times):
         ask(reranker, f"a{turn} b{turn} c{turn}", **rest)
         ranking = ask(reranker, ASKED[turn % len(ASKED)], **rest)
         reranker.feedback(ranking, helpful=[helpful])
+        rankings.append(ranking)
+    return rankings
 
 
 @pytest.fixture
@@ -84,6 +89,22 @@ class TestShares:
         assert ranking.ids[0] == "cards"
         assert ranking.explanation().shares["association"][0] > 1
         assert unexplained(ranking) < 1e-4
+
+    def test_after_silence_others_stand_behind_the_first_document_and_the_shares_say_why(self, reranker):
+        alike = {"prior_scores": [1] * len(TEXTS)}
+        teach(reranker, times=30, **alike)
+        before = [ask(reranker, top_n=3, **alike) for _ in range(2)][-1]
+        for turn in range(70):  # all that is answered meanwhile is about something else
+            reranker.feedback(ask(reranker, ELSEWHERE[turn % len(ELSEWHERE)], **alike), helpful=["interest"])
+        after = ask(reranker, top_n=3, **alike)
+
+        assert before.ids[0] == after.ids[0] == "cards"
+        assert set(before.ids) != set(after.ids)
+        everything = ask(reranker, **alike)
+        behind = dict(zip(everything.ids, everything.explanation().shares["rejection"], strict=True))
+        rest = [behind[name] for name in IDS if name not in before.ids]
+        assert max(behind[name] for name in before.ids[1:]) < min(rest) - 1, "they stood there in vain"
+        assert unexplained(everything) < 1e-4
 
     def test_add_up_in_a_session_too(self, reranker):
         teach(reranker, session="monday")
@@ -191,6 +212,21 @@ class TestRememberedQuestions:
         assert store.load_snapshot("default", fold_name(one.settings)) is not None
         with Reranker(HashingEncoder(), store=store, store_settings=settings) as two:
             assert named(ask(two)) == wanted != set()
+
+
+    def test_of_a_document_that_changed_are_named_by_the_one_that_took_its_place(self, reranker, monkeypatch):
+        monkeypatch.setattr(changes, "LIMIT", 4.0)  # so few questions are learned anew before the alarm
+        monkeypatch.setattr(successors, "MAJORITY", 0.3)
+        told = teach(reranker, times=60)
+        teach(reranker, times=8, helpful="lost")
+
+        ranking = ask(reranker)
+        named = ranking.explanation().questions[ranking.ids.index("lost")]
+        assert ranking.ids[0] == "lost"
+        assert {one.text for one in named} <= set(ASKED)
+        assert {(one.helped, one.reward) for one in named} == {(True, 1.0)}
+        rewarded = {ranking.ranking_id for ranking in told}
+        assert any(one.ranking_id in rewarded for one in named), "it was another that was rewarded then"
 
 
 class TestLater:

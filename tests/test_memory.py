@@ -13,9 +13,11 @@ from neuralcache_plugins.core.trust import Trust
 from neuralcache_plugins.errors import StoreError
 from neuralcache_plugins.memory import LearnedState, Memory
 from neuralcache_plugins.memory.changes import MOST_NOISE, Changes
+from neuralcache_plugins.memory.fruitless import MOST_FIRSTS, MOST_OTHERS, MOST_PENALTY, Fruitless
 from neuralcache_plugins.memory.questions import Origin, Questions, Slopes
 from neuralcache_plugins.memory.snapshots import fold_name, pack, unpack
-from neuralcache_plugins.memory.state import CLEAR_MARGIN, LEAST_SILENCE, REHEARSAL_NOISE, Learner
+from neuralcache_plugins.memory.state import CLEAR_MARGIN, LEAST_SILENCE, PATIENCE, REHEARSAL_NOISE, Learner
+from neuralcache_plugins.memory.successors import MOST_DOCUMENTS, Successors
 from neuralcache_plugins.settings import RerankSettings
 from neuralcache_plugins.stores.memory import MemoryStore
 from neuralcache_plugins.stores.sqlite import SqliteStore
@@ -178,7 +180,8 @@ def sure_of_itself(seed, steps):
 def told(number, vector, helpful, shown=("d0", "d1", "d2")):
     ranking = make_ranking(
         f"r{number}", at=1e9 + number, encoder="one", query_vector=vector, document_ids=shown,
-        positions=tuple(range(len(shown))), scores=(0.9, 0.5, 0.4)[:len(shown)], cold=(-1.0, -1.1, -1.2)[:len(shown)],
+        positions=tuple(range(len(shown))), scores=tuple(0.9 - 0.1 * rank for rank in range(len(shown))),
+        cold=tuple(-1.0 - 0.1 * rank for rank in range(len(shown))),
         signals={}, propensities=(1.0,) * len(shown), candidates=len(shown),
     )
     return [ranking, make_feedback(ranking, feedback_id=f"f{number}", at=ranking.at + 1, rewards=((helpful, 1.0),))]
@@ -265,6 +268,43 @@ def test_a_rehearsal_is_one_step_for_every_question_on_its_own(count):
     slopes.rehearse(slots, questions, rates)
 
     np.testing.assert_allclose(slopes.rows, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_two_linear_models_are_told_apart_by_steps_of_logistic_regression():
+    rng = np.random.default_rng(2)
+    questions = rng.standard_normal((3, WIDTH)).astype(np.float32)
+    slopes = Slopes(WIDTH)
+    slopes.move(list(range(4)), questions[0], rng.standard_normal(4))
+    expected = slopes.rows.astype(np.float64)
+    for question in questions:
+        wrongly = 1.0 / (1.0 + np.exp((expected[3] - expected[1]) @ question))
+        expected[3] += 0.5 * wrongly * question
+        expected[1] -= 0.5 * wrongly * question
+
+    slopes.tell_apart(3, 1, questions, 0.5)
+
+    np.testing.assert_allclose(slopes.rows, expected, rtol=1e-4, atol=1e-5)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.integers(0, 9), max_size=6), st.integers(0, 10))
+def test_what_was_learned_before_a_position_can_be_taken_away(learned, before):
+    questions = Questions(width=2, capacity=8)
+    for number, position in enumerate(learned):
+        vector = np.array([number, 1.0], dtype=np.float32)
+        questions.add(3, vector, 1.0 + number, origin=Origin(number, position))
+
+    rows, origins = questions.take(3, before=before)
+
+    old = [number for number, position in enumerate(learned) if position < before]
+    left = [number for number, position in enumerate(learned) if position >= before]
+    assert rows[:, 0].tolist() == old
+    assert [origin.event for origin in origins] == old
+    assert questions.rows(3)[:, 0].tolist() == left
+    assert [(weights.tolist(), [one.event for one in kept]) for _, _, weights, kept in questions.groups()] == (
+        [([1.0 + number for number in left], left)] if left else []
+    )
+    assert questions.total == len(left)
 
 
 def topical(seed, steps, mistaken):
@@ -362,12 +402,12 @@ def test_silence_supposes_nothing_before_trust_is_earned_nor_where_most_answer()
 def test_a_document_that_stops_being_right_is_noticed_once_and_begins_anew():
     changes = Changes()
     for _ in range(30):
-        assert not changes.observe(1, missed=False)
+        assert not changes.observe(1, missed=False, at=1)
 
-    alarms = [changes.observe(1, missed=True) for _ in range(5)]
+    alarms = [changes.observe(1, missed=True, at=2) for _ in range(5)]
 
     assert sum(alarms) == 1
-    assert not any(changes.observe(1, missed=step % 2 == 0) for step in range(10))
+    assert not any(changes.observe(1, missed=step % 2 == 0, at=3) for step in range(10))
 
 
 @pytest.mark.parametrize("share", [0.3, 0.5, 0.9])
@@ -375,7 +415,7 @@ def test_noise_that_was_there_all_along_is_no_change(share):
     rng = np.random.default_rng(0)
     changes = Changes()
 
-    alarms = sum(changes.observe(step % 20, missed=bool(rng.random() < share)) for step in range(2000))
+    alarms = sum(changes.observe(step % 20, missed=bool(rng.random() < share), at=step) for step in range(2000))
 
     assert alarms <= 2
 
@@ -384,7 +424,7 @@ def test_noise_is_what_is_missed_beyond_a_learners_own_errors_once_there_is_evid
     def after(share, claims):
         rng, changes = np.random.default_rng(0), Changes()
         for step in range(claims):
-            changes.observe(step % 20, missed=bool(rng.random() < share))
+            changes.observe(step % 20, missed=bool(rng.random() < share), at=step)
         return changes.noise
 
     assert after(0.1, 1000) == 0.0
@@ -393,24 +433,144 @@ def test_noise_is_what_is_missed_beyond_a_learners_own_errors_once_there_is_evid
     assert after(0.4, 20) == 0.0
 
 
-def test_what_was_learned_of_a_document_that_changed_hardly_counts_afterwards():
+def changing(successors):
+    """Return the state after feedback on three topics, of which d0's and d1's change their right documents."""
     rng, width = np.random.default_rng(1), 64
     topics = np.linalg.qr(rng.normal(size=(width, 3)))[0].T
+    shown = tuple(f"d{number}" for number in range(8))
 
     def asked(number, topic, helpful):
         question = topics[topic] + rng.normal(0, 0.15, width)
-        return told(number, (question / np.linalg.norm(question)).astype(np.float16).astype(np.float32), helpful)
+        question = (question / np.linalg.norm(question)).astype(np.float16).astype(np.float32)
+        return told(number, question, helpful, shown)
 
     before = [event for step in range(90) for event in asked(step, step % 3, f"d{step % 3}")]
-    after = [event for step in range(90, 114) for event in asked(step, step % 3, ("d1", "d0", "d2")[step % 3])]
-
+    after = [
+        event for step in range(90, 120) for event in asked(step, step % 3, successors[step % 3][step % 4])
+    ]
     state = folded([*before, *after], LearnedState(RerankSettings()))
-
-    helped = {slot: weights for slot, _, weights, _ in state.learners["one"].helped.groups()}
-    one, other, same_as_ever = (helped[state.documents.slots[name]][:30] for name in ("d0", "d1", "d2"))
-    assert max(one.max(), other.max()) < 0.2
-    assert same_as_ever.min() > 0.9
     assert same(unpack(pack(state), RerankSettings()), state)
+    return state, topics
+
+
+def votes_by_topic(state, name, topics):
+    """Return the weight of what a document remembers of each topic."""
+    groups = {slot: (rows, weights) for slot, rows, weights, _ in state.learners["one"].helped.groups()}
+    rows, weights = groups[state.documents.slots[name]]
+    nearest = (rows @ topics.T).argmax(axis=1)
+    return [float(weights[nearest == topic].sum()) for topic in range(len(topics))]
+
+
+def test_a_document_that_changed_hands_over_what_it_knew_to_the_one_that_took_its_place():
+    state, topics = changing((["d1"] * 4, ["d0"] * 4, ["d2"] * 4))
+    slopes = state.learners["one"].slopes
+    slots = state.documents.slots_of(["d0", "d1", "d2"])
+
+    for name, topic in (("d0", 1), ("d1", 0), ("d2", 2)):
+        votes = votes_by_topic(state, name, topics)
+        assert votes[topic] > 15
+        assert sum(votes) - votes[topic] < 0.1 * sum(votes)
+    for topic, right in ((0, 1), (1, 0), (2, 2)):
+        question = topics[topic].astype(np.float32) - state.learners["one"].spread.centre
+        assert slopes.scores(slots, question).argmax() == right
+
+
+def test_what_was_learned_of_a_document_that_changed_hardly_counts_where_no_other_took_its_place():
+    state, topics = changing((["d3", "d4", "d5", "d6"], ["d7", "d6", "d5", "d4"], ["d2"] * 4))
+
+    assert max(votes_by_topic(state, "d0", topics)[0], votes_by_topic(state, "d1", topics)[1]) < 3 + 3
+    assert votes_by_topic(state, "d2", topics)[2] > 30
+
+
+def test_a_handed_over_question_is_from_its_event_and_learned_later():
+    state, _ = changing((["d1"] * 4, ["d0"] * 4, ["d2"] * 4))
+
+    handed = [one for _, _, _, origins in state.learners["one"].helped.groups() for one in origins
+              if one.learned > one.event]
+    assert len(handed) > 30
+    assert all(one.event <= 180 < one.learned <= state.position for one in handed)
+
+
+def test_the_successor_is_what_took_most_of_the_last_few_claims():
+    successors = Successors()
+    for right in ["a"] * 20 + ["b"]:
+        successors.observe("a", {right: 1.0})
+    assert successors.of("a") is None, "once is chance"
+
+    successors.observe("a", {"b": 1.0}), successors.observe("a", {"b": 1.0})
+    assert successors.of("a") == "b"
+    assert successors.of("b") is None
+
+    for number in range(20):
+        successors.observe("a", {f"d{number % 5}": 1.0})
+    assert successors.of("a") is None, "nothing has the place to itself"
+    successors.drop("a")
+    assert successors.table() == []
+
+
+def test_watching_documents_for_successors_is_bounded():
+    successors = Successors()
+    for number in range(MOST_DOCUMENTS + 5):
+        for step in range(40):
+            successors.observe(f"d{number}", {f"e{step}": 1.0})
+
+    rows = successors.table()
+    assert len(rows) == MOST_DOCUMENTS
+    assert rows[-1][0] == f"d{MOST_DOCUMENTS + 4}"
+    assert max(len(row) for _, row in rows) <= 14
+
+
+def test_silence_is_heard_after_as_many_later_rankings_however_many_people_answer():
+    def heard(answered):
+        events = topical(7, 20, lambda rng, step: False)
+        events += topical(8, 1, lambda rng, step: False)[:1]
+        later = sure_of_itself(6, 80)
+        state = LearnedState(RerankSettings())
+        for position, event in enumerate(events, start=1):
+            state.fold(Recorded(position, event))
+        for count, ranking in enumerate(later[::2], start=1):
+            state.fold(Recorded(state.position + 1, ranking))
+            if state.learners["one"].failed.total:
+                return count
+            if answered:
+                state.fold(Recorded(state.position + 1, later[2 * count - 1]))
+        return None
+
+    assert heard(answered=True) == heard(answered=False) == PATIENCE
+
+
+def test_what_stood_behind_a_first_document_in_vain_loses_until_something_is_found_there():
+    fruitless, names = Fruitless(), ["a", "b", "c", "d"]
+    assert not fruitless.knows("a")
+
+    fruitless.silent(["a", "b", "c"], weight=0.5)
+    fruitless.silent(["a", "c"], weight=1.0)
+
+    assert fruitless.penalties(names, 0) == pytest.approx([0.0, -1.0, -3.0, 0.0])
+    assert fruitless.penalties(names, 1) == pytest.approx([0.0, 0.0, 0.0, 0.0]), "other questions know nothing of it"
+
+    fruitless.told("a", ["c"], weight=1.0)
+    assert fruitless.penalties(names, 0) == pytest.approx([0.0, -0.7, 0.0, 0.0])
+
+    for _ in range(20):
+        fruitless.silent(["a", "d"], weight=1.0)
+    assert fruitless.penalties(names, 0).min() == -MOST_PENALTY
+    for _ in range(20):
+        fruitless.told("a", ["a"], weight=1.0)
+    assert not fruitless.knows("a")
+
+
+def test_what_is_remembered_as_fruitless_is_bounded():
+    fruitless = Fruitless()
+    for number in range(MOST_FIRSTS + 5):
+        fruitless.silent([f"d{number}", "b"], weight=1.0)
+    for number in range(MOST_OTHERS + 5):
+        fruitless.silent(["a", "b", f"e{number}"], weight=1.0)
+
+    rows = dict(fruitless.table())
+    assert len(rows) == MOST_FIRSTS
+    assert len(rows["a"]) == MOST_OTHERS
+    assert dict(rows["a"])["b"] == MOST_OTHERS + 5
 
 
 @pytest.mark.parametrize("junk", [b"", b"not a snapshot", b"PK\x03\x04 broken"])

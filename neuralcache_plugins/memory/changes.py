@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 AFTER = 0.9
 """A document that changed misses this share of its claims."""
@@ -30,6 +31,19 @@ Chosen on banking77, where honest feedback ends at 0.1 missed, a change of half 
 0.5. 10 times the fourth power and 3 times what is above 0.28 do within 0.005 of it."""
 
 
+class Claims(NamedTuple):
+    """What became of one document's claims. ``since`` is the log position at which nothing yet spoke for a change.
+
+    ``changed`` is that of the last alarm while what was learned before it is still there, else -1.
+    """
+
+    doubt: float = 0.0
+    misses: float = 0.0
+    claims: float = 0.0
+    since: int = 0
+    changed: int = -1
+
+
 class Changes:
     """A detector of change for each document (a slot number): Page's cumulative sum (Biometrika 41, 1954).
 
@@ -41,7 +55,7 @@ class Changes:
     def __init__(self) -> None:
         self.misses = 0.5
         self.claims = 10.0
-        self._documents: dict[int, tuple[float, float, float]] = {}
+        self._documents: dict[int, Claims] = {}
 
     @property
     def noise(self) -> float:
@@ -52,28 +66,44 @@ class Changes:
         surely = self.misses - 1.0 / math.sqrt(self.claims)
         return min(MOST_NOISE, 2.0 * max(0.0, surely - OWN_MISSES))
 
-    def observe(self, slot: int, *, missed: bool, weight: float = 1.0) -> bool:
-        """Take in what became of one claim; return whether the document has changed, and if so begin anew. O(1)."""
-        doubt, misses, claims = self._documents.get(slot, (0.0, 0.0, 0.0))
+    def observe(self, slot: int, *, missed: bool, at: int, weight: float = 1.0) -> bool:
+        """Take in what became of one claim, at the log position ``at``; return whether the document has changed.
+
+        If so its test begins anew, and ``changed`` tells since when. O(1).
+        """
+        doubt, misses, claims, since, changed = self._documents.get(slot, Claims())
         usual = min(AFTER, max(LEAST, (misses + PRIOR * self.misses) / (claims + PRIOR)))
         self.claims = min(MEMORY, self.claims + weight)
         self.misses += weight * (missed - self.misses) / self.claims
         ratio = AFTER / usual if missed else (1.0 - AFTER) / (1.0 - usual)
         doubt = max(0.0, doubt + weight * math.log(ratio))
         if doubt > LIMIT:
-            self.drop(slot)
+            self._documents[slot] = Claims(since=at, changed=since)
             return True
-        self._documents[slot] = doubt, misses + weight * missed, claims + weight
+        since = since if doubt > 0.0 else at
+        self._documents[slot] = Claims(doubt, misses + weight * missed, claims + weight, since, changed)
         return False
+
+    def changed(self, slot: int) -> int | None:
+        """Return the log position since when the document has changed, None if it has not or all is settled."""
+        changed = self._documents.get(slot, Claims()).changed
+        return changed if changed >= 0 else None
+
+    def settle(self, slot: int) -> None:
+        """Note that nothing is left of what was learned before the document changed."""
+        self._documents[slot] = self._documents[slot]._replace(changed=-1)
 
     def drop(self, slot: int) -> None:
         """Forget the document in ``slot``."""
         self._documents.pop(slot, None)
 
-    def table(self, place: Mapping[int, int]) -> list[tuple[int, float, float, float]]:
-        """Return place, doubt, misses and claims of every document that made a claim, for ``restore``."""
+    def table(self, place: Mapping[int, int]) -> list[tuple[float, ...]]:
+        """Return the place and the ``Claims`` of every document that made a claim, for ``restore``."""
         return [(place[slot], *numbers) for slot, numbers in self._documents.items()]
 
     def restore(self, table: Sequence[Sequence[float]]) -> None:
         """Put back what ``table`` gave, places as slots."""
-        self._documents = {int(slot): (float(a), float(b), float(c)) for slot, a, b, c in table}
+        self._documents = {
+            int(slot): Claims(doubt, misses, claims, int(since), int(changed))
+            for slot, doubt, misses, claims, since, changed in table
+        }

@@ -20,7 +20,7 @@ LEAST = 0.05
 """Less than this is forgotten."""
 
 MOST_OTHERS = 64
-MOST_FIRSTS = 4096
+MOST_FIRSTS = 1024
 """Documents remembered behind one first document, and first documents remembered; the least and the oldest go."""
 
 _NOTHING: Mapping[str, float] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -105,11 +106,31 @@ class Questions:
         for start, end, column in zip(near.starts.tolist(), ends, near.columns.tolist(), strict=True):
             self._weights[slots[column]][:] = weight[start:end]
 
-    def fade(self, slot: int, kept: float) -> None:
-        """Leave only the share ``kept`` of the weight of everything remembered for ``slot``."""
+    def fade(self, slot: int, kept: float, *, before: int | None = None) -> None:
+        """Leave only the share ``kept`` of the weight of what ``slot`` remembers, if learned ``before`` a position."""
         weights = self._weights.get(slot)
         if weights is not None:
-            weights *= np.float32(kept)
+            old = [before is None or origin.learned < before for origin in self.origins[slot]]
+            weights[old] *= np.float32(kept)
+
+    def take(self, slot: int, *, before: int) -> tuple[Matrix, tuple[Origin, ...]]:
+        """Forget for ``slot`` what was learned before a position, and return it: vectors (n, width) and origins."""
+        rows = self._rows.get(slot)
+        if rows is None:
+            return _zeros(0, self.width), ()
+        weights, origins = self._weights[slot], self.origins[slot]
+        old = np.array([origin.learned < before for origin in origins])
+        taken = rows[old], tuple([one for one, gone in zip(origins, old.tolist(), strict=True) if gone])
+        self.drop(slot)
+        if not old.all():
+            left = [one for one, gone in zip(origins, old.tolist(), strict=True) if not gone]
+            self.restore(slot, rows[~old], weights[~old], left)
+        return taken
+
+    def rows(self, slot: int) -> Matrix:
+        """Return the vectors (n, width) of what ``slot`` remembers."""
+        rows = self._rows.get(slot)
+        return _zeros(0, self.width) if rows is None else rows
 
     def drop(self, slot: int) -> None:
         """Forget everything remembered for ``slot``."""
@@ -189,6 +210,17 @@ class Slopes:
         steps *= -rates[:, None] / steps.sum(axis=1, keepdims=True)
         steps[np.diag_indices(len(slots))] += rates
         self.rows[slots] = models + steps.T @ questions
+
+    def tell_apart(self, slot: int, other: int, questions: Matrix, rate: float) -> None:
+        """Move two models so that ``questions`` (n, width), one after the other, speak for ``slot`` and not ``other``.
+
+        Steps of logistic regression. O(n * width).
+        """
+        right, wrong = self.rows[slot], self.rows[other]
+        for question in questions:
+            step = np.float32(rate / (1.0 + math.exp(min(50.0, float((right - wrong).dot(question)))))) * question
+            right += step
+            wrong -= step
 
     def fade(self, slot: int, kept: float) -> None:
         """Leave only the share ``kept`` of the slot's model."""

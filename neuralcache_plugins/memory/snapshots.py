@@ -120,7 +120,7 @@ def _pack_learner(
     for name in _TRUST_ARRAYS:
         arrays[f"{prefix}.{name}"] = getattr(learner.trust, name)
     arrays[f"{prefix}.slopes"] = learner.slopes.of(list(place))
-    arrays[f"{prefix}.changes"] = np.array(learner.changes.table(place), dtype=np.float64).reshape(-1, 4)
+    arrays[f"{prefix}.changes"] = np.array(learner.changes.table(place), dtype=np.float64).reshape(-1, 6)
     arrays[f"{prefix}.course"] = learner.course.table()
     if learner.narrative is not None:
         arrays[f"{prefix}.narrative"] = learner.narrative
@@ -133,6 +133,7 @@ def _pack_learner(
         "spread": {name: getattr(learner.spread, name) for name in _SPREAD_NUMBERS},
         "trust": {name: getattr(learner.trust, name) for name in _TRUST_NUMBERS},
         "changes": {name: getattr(learner.changes, name) for name in _CHANGES_NUMBERS},
+        "successors": learner.successors.table(),
         "fruitless": learner.fruitless.table(),
         "course": {name: getattr(learner.course, name) for name in _COURSE_NUMBERS},
         "decision": learner.course.decision,
@@ -157,6 +158,7 @@ def _restore_learner(
     for name, value in packed["changes"].items():
         setattr(learner.changes, name, value)
     learner.changes.restore(arrays[f"{prefix}.changes"].tolist())
+    learner.successors.restore(packed["successors"])
     learner.fruitless.restore(packed["fruitless"])
     for name, value in packed["course"].items():
         setattr(learner.course, name, value)

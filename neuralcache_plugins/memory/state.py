@@ -20,6 +20,7 @@ from neuralcache_plugins.memory.gain import Gain
 from neuralcache_plugins.memory.questions import Near, Origin, Questions, Slopes
 from neuralcache_plugins.memory.satisfaction import Satisfaction
 from neuralcache_plugins.memory.sources import Sources
+from neuralcache_plugins.memory.successors import Successors
 from neuralcache_plugins.settings import RerankSettings
 
 PATIENCE = 64
@@ -80,6 +81,11 @@ CLEAR_MARGIN = 0.2
 """From so far on, as ``Nearness.place`` counts, the document with the nearest question stands out from the next one. A
 crowd of documents near in topic is what is mistaken for memory of the question: on scifact (places 0.45 to 0.75) the
 nearest one was right in 12 to 25 % where the next was as near, in 65 to 86 % beyond two deviations."""
+
+HANDED_OVER = 0.7
+HANDED_RATE = 1.0
+"""Weight of a question that a changed document handed over to its successor, and the step with which the linear models
+of the two learn each of them. 1 and 0.5 to 2 do as well."""
 
 ANSWER_RATE = 0.01
 REPEAT = 0.95
@@ -162,6 +168,7 @@ class Learner:
         self.course = Course()
         self.slopes = Slopes(width)
         self.changes = Changes()
+        self.successors = Successors()
         self.fruitless = Fruitless()
         self.narrative: Vector | None = None
         self.sessions: OrderedDict[str, Vector] = OrderedDict()
@@ -313,8 +320,9 @@ class LearnedState:
         helped = np.maximum(0.0, reward)
         plausible = 1.0
         if helped.any():
-            praised = [name for name, one in zip(names, helped.tolist(), strict=True) if one > 0]
-            learner.fruitless.told(ranking.document_ids[0], praised, weight=weight)
+            learner.fruitless.told(
+                ranking.document_ids[0], [name for name in names if rewards.get(name, 0.0) > 0], weight=weight
+            )
             noise = learner.changes.noise
             nearness = learner.nearness(near)
             known = 0.0 if near is None else float(helped[near.columns].sum() / helped.sum())
@@ -328,7 +336,10 @@ class LearnedState:
             if near is not None:
                 self._judge(learner, near, slots, helped, chances, weight)
                 first = int(predicted.argmax())
-                self._check(learner, slots[first], missed=bool(helped[first] == 0), weight=weight)
+                shares = (helped / helped.sum()).tolist()
+                right = {name: share for name, share in zip(names, shares, strict=True) if share > 0}
+                learner.successors.observe(names[first], right)
+                self._check(learner, names[first], missed=names[first] not in right, weight=weight)
             if not helped.all():
                 chances = np.exp(log_softmax(features[:, COLD] + features[:, LINEAR]))
                 rate = weight * plausible * SLOPE_RATE
@@ -367,14 +378,32 @@ class LearnedState:
         step = closeness * np.repeat(rate, sizes) * (np.repeat(agrees, sizes) - near.weight)
         learner.helped.reweigh(near, slots, (near.weight + step).astype(np.float32))
 
-    def _check(self, learner: Learner, slot: int, *, missed: bool, weight: float) -> None:
+    def _check(self, learner: Learner, name: str, *, missed: bool, weight: float) -> None:
         """See whether the document that memory put first has changed; what was learned of it is then of the past."""
+        slot = self.documents.slots.get(name, -1)
         if slot < 0 or self.documents.rewards[slot] == 0:
             return
-        if learner.changes.observe(slot, missed=missed, weight=weight):
-            learner.helped.fade(slot, CHANGED_KEPT)
+        if learner.changes.observe(slot, missed=missed, at=self.position, weight=weight):
+            learner.helped.fade(slot, CHANGED_KEPT, before=learner.changes.changed(slot))
             learner.failed.fade(slot, CHANGED_KEPT)
             learner.slopes.fade(slot, CHANGED_KEPT)
+        if missed:
+            self._hand_over(learner, name, slot)
+
+    def _hand_over(self, learner: Learner, name: str, slot: int) -> None:
+        """Let a changed document's old questions speak for the one that took its place, as soon as that is known."""
+        changed, successor = learner.changes.changed(slot), learner.successors.of(name)
+        heir = -1 if successor is None else self.documents.slots.get(successor, -1)
+        if changed is None or heir < 0:
+            return
+        learner.changes.settle(slot)
+        learner.successors.drop(name)
+        questions, origins = learner.helped.take(slot, before=changed)
+        for question, origin in zip(questions, origins, strict=True):
+            learner.helped.add(heir, question, HANDED_OVER, origin=origin._replace(learned=self.position))
+        centre = learner.spread.centre
+        learner.slopes.tell_apart(heir, slot, questions - centre, HANDED_RATE)
+        learner.slopes.tell_apart(slot, heir, learner.helped.rows(slot) - centre, HANDED_RATE)
 
     def _follow(self, learner: Learner, event: FeedbackGiven, weight: float) -> None:
         vector = event.document_vector
@@ -405,7 +434,7 @@ class LearnedState:
             return
         self._blame(learner, waiting.question, slots, weight)
         learner.fruitless.silent(waiting.document_ids, weight=weight)
-        self._check(learner, slots[0], missed=True, weight=weight)
+        self._check(learner, waiting.document_ids[0], missed=True, weight=weight)
         origin = Origin(waiting.position, self.position)
         for slot in slots:
             learner.failed.add(slot, waiting.question, weight, origin=origin)

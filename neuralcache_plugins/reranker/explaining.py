@@ -262,12 +262,18 @@ class _Voters:
             if vote.place >= len(origins) or origins[vote.place].learned > self._learned.position:
                 self._look.replaced = True
                 continue
-            event = self._look.event(origins[vote.place].event)
+            origin = origins[vote.place]
+            event = self._look.event(origin.event)
             if event is None:
                 continue
-            about, reward = _said(event, name)
-            if reward is None or name not in about.document_ids:
-                continue  # the document has been erased from it
+            if isinstance(event, FeedbackGiven) and origin.learned > origin.event:
+                about, reward = event.ranking, max((one for _, one in event.rewards), default=None)
+            else:
+                about, reward = _said(event, name)
+                if name not in about.document_ids:
+                    continue  # the document has been erased from it
+            if reward is None:
+                continue  # or what was rewarded, and this took its place
             yield Remembered(about.ranking_id, about.query_text, vote.similarity, reward, vote.share, helped)
 
 
