@@ -284,6 +284,8 @@ def test_two_linear_models_are_told_apart_by_steps_of_logistic_regression():
     slopes.tell_apart(3, 1, questions, 0.5)
 
     np.testing.assert_allclose(slopes.rows, expected, rtol=1e-4, atol=1e-5)
+    slopes.tell_apart(99, 1, questions, 0.5)
+    assert slopes.scores([99], questions[0])[0] > 0, "that one had learned nothing before"
 
 
 @settings(max_examples=50, deadline=None)

@@ -194,8 +194,7 @@ class Slopes:
 
     def move(self, slots: Sequence[int], question: Vector, amounts: Array) -> None:
         """Add ``amounts`` (n,) times ``question`` to the slots' models; of a slot named twice the last counts."""
-        while max(slots) >= len(self.rows):
-            self.rows = np.concatenate((self.rows, np.zeros_like(self.rows)))
+        self._grow(max(slots) + 1)
         self.rows[slots] += amounts.astype(np.float32)[:, None] * question
 
     def rehearse(self, slots: Sequence[int], questions: Matrix, rates: Vector) -> None:
@@ -216,6 +215,7 @@ class Slopes:
 
         Steps of logistic regression. O(n * width).
         """
+        self._grow(max(slot, other) + 1)
         right, wrong = self.rows[slot], self.rows[other]
         for question in questions:
             step = np.float32(rate / (1.0 + math.exp(min(50.0, float((right - wrong).dot(question)))))) * question
@@ -240,9 +240,12 @@ class Slopes:
 
     def restore(self, rows: Matrix) -> None:
         """Put back what ``of`` gave, as slots 0, 1, ..."""
-        while len(self.rows) < len(rows):
-            self.rows = np.concatenate((self.rows, np.zeros_like(self.rows)))
+        self._grow(len(rows))
         self.rows[: len(rows)] = rows
+
+    def _grow(self, size: int) -> None:
+        while len(self.rows) < size:
+            self.rows = np.concatenate((self.rows, np.zeros_like(self.rows)))
 
 
 def _zeros(rows: int, width: int) -> Matrix:
