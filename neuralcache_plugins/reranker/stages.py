@@ -190,11 +190,11 @@ def learned_evidence(
         signals["association"] = (np.exp(features.table[:, 2]) - np.exp(cold)).astype(np.float32)
     nearness = learner.nearness(features.near)
     final = learner.trust.order(features.table, cold, nearness=nearness)
-    fruitless, share = None, learner.trust.share(nearness)
-    first = int(final.argmax())
-    if share > 0.0 and learner.fruitless.knows(ids[first]):
-        fruitless = share * learner.fruitless.penalties(ids, first)
-        final = log_softmax(final + fruitless)
+    first, fruitless = int(final.argmax()), None
+    if learner.fruitless.knows(ids[first]):
+        # as far as the learned order counts, and not at all where it does not
+        fruitless = learner.trust.share(nearness) * learner.fruitless.penalties(ids, first)
+        final = log_softmax(final + fruitless) if fruitless.any() else final
     learned = Learned(
         features,
         slots=slots,
