@@ -16,7 +16,7 @@ from neuralcache_plugins.memory.changes import MOST_NOISE, Changes
 from neuralcache_plugins.memory.fruitless import MOST_FIRSTS, MOST_OTHERS, MOST_PENALTY, Fruitless
 from neuralcache_plugins.memory.questions import Origin, Questions, Slopes
 from neuralcache_plugins.memory.snapshots import fold_name, pack, unpack
-from neuralcache_plugins.memory.state import CLEAR_MARGIN, LEAST_SILENCE, PATIENCE, REHEARSAL_NOISE, Learner
+from neuralcache_plugins.memory.state import LEAST_SILENCE, PATIENCE, REHEARSAL_NOISE
 from neuralcache_plugins.memory.successors import MOST_DOCUMENTS, Successors
 from neuralcache_plugins.settings import RerankSettings
 from neuralcache_plugins.stores.memory import MemoryStore
@@ -199,18 +199,6 @@ def test_feedback_that_contradicts_a_near_vote_weakens_it_and_a_far_one_hardly()
     assert known.similarity.tolist() == [1.0, 0.0, 1.0]
     assert known.weight[0] < 0.9
     assert known.weight[1] == 1.0
-
-
-def test_a_question_stands_out_when_only_one_document_knows_it():
-    learner = Learner(4, RerankSettings())
-    question = np.eye(4, dtype=np.float32)[0]
-    learner.helped.add(0, question, 1.0, origin=Origin(1, 1))
-    alone = learner.nearness(learner.helped.near([0, 1], question))
-    learner.helped.add(1, question, 1.0, origin=Origin(2, 2))
-    crowd = learner.nearness(learner.helped.near([0, 1], question))
-
-    assert alone.clear == alone.place == crowd.place == pytest.approx(1.0)
-    assert crowd.clear == pytest.approx(1.0 - CLEAR_MARGIN)
 
 
 def test_a_reward_is_novel_where_nothing_was_remembered_for_its_document(monkeypatch):

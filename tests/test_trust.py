@@ -18,7 +18,7 @@ from neuralcache_plugins.core.trust import (
 )
 
 SHOWN = 5
-NEAR, FAR = Nearness(0.95, 1.0, 0.95), Nearness(0.0, 0.0, 0.0)
+NEAR, FAR = Nearness(0.95, 1.0), Nearness(0.0, 0.0)
 
 
 def features(cold, hint):
@@ -136,7 +136,7 @@ def test_a_place_between_two_knots_belongs_to_both(place, expected):
 
 
 def at(knot):
-    return Nearness(EVIDENCE_KNOTS[knot], 1.0, EVIDENCE_KNOTS[knot])
+    return Nearness(EVIDENCE_KNOTS[knot], 1.0)
 
 
 def test_a_near_region_without_evidence_borrows_and_its_own_losses_use_that_up():
@@ -158,15 +158,6 @@ def test_a_far_region_has_to_prove_itself_whatever_was_proven_close_by():
     trust.over_cold[1] = trust.over_avoidance[1] = 2 * BURDEN
 
     assert trust.share(at(1)) > 0.5
-
-
-def test_what_works_only_where_a_document_stands_out_does_not_count_in_a_crowd():
-    trust = Trust()
-    trust.over_cold[4:] = trust.over_avoidance[4:] = 50.0
-    trust.over_cold[:4] = -10.0
-
-    assert trust.share(Nearness(0.9, 1.0, 0.9)) == 1.0
-    assert trust.share(Nearness(0.9, 1.0, 0.7)) == 0.0
 
 
 @pytest.mark.parametrize(("knot", "times"), [(0, 3.0), (2, 2.0), (5, 1.0)])
@@ -198,7 +189,7 @@ def test_what_is_far_keeps_its_own_weights():
 
     assert trust.weights[0].tolist() == START[0].tolist()
     assert (trust.weights[1:] != START[1:]).any(axis=1).all()
-    assert trust.weights_at(Nearness(1.0, 1.0, 1.0)).tolist() == trust.weights[-1].tolist()
+    assert trust.weights_at(Nearness(1.0, 1.0)).tolist() == trust.weights[-1].tolist()
 
 
 @pytest.mark.parametrize("weight", [0.5, 0.1])

@@ -69,13 +69,11 @@ class Nearness(NamedTuple):
     """How near memory comes to a question.
 
     ``place`` is 0 for the similarity of two ordinary questions and 1 for the same question. ``reach`` in [0, 1] is 0
-    where memory has nothing near enough to say anything, and then the order stays cold. ``clear`` is the place less
-    what is missing for one document's question to stand out: it is where evidence is counted.
+    where memory has nothing near enough to say anything, and then the order stays cold.
     """
 
     place: float
     reach: float
-    clear: float
 
 
 def log_softmax(values: Array) -> Array:
@@ -145,7 +143,7 @@ class Trust:
             return 0.0
         evidence = self._evidence()
         loan = np.minimum(LOANS, max(0.0, float(evidence.max())))
-        own = float(hats(nearness.clear, EVIDENCE_KNOTS) @ (evidence + loan))
+        own = float(hats(nearness.place, EVIDENCE_KNOTS) @ (evidence + loan))
         return nearness.reach * min(1.0, max(0.0, 4.0 * _logistic(own - BURDEN) - 2.0))
 
     def weights_at(self, nearness: Nearness) -> Array:
@@ -184,7 +182,7 @@ class Trust:
             return predicted
         target = rewards / rewards.sum()
         if nearness.reach == 1.0:
-            self._grade(predicted, features[:, COLD], target, helped=int(helped.sum()), place=nearness.clear,
+            self._grade(predicted, features[:, COLD], target, helped=int(helped.sum()), place=nearness.place,
                         weight=weight, novel=novel)
         gradient = np.outer(place, weight * ((target - np.exp(predicted)) @ features))
         self.squares += gradient * gradient

@@ -77,11 +77,6 @@ CHANGED_KEPT = 0.1
 """What a document that changed keeps of its votes, refusals and linear model: it starts almost afresh. Under drift 0.3
 loses 0.01 to 0.03, 0 less than 0.01 (one seed)."""
 
-CLEAR_MARGIN = 0.2
-"""From so far on, as ``Nearness.place`` counts, the document with the nearest question stands out from the next one. A
-crowd of documents near in topic is what is mistaken for memory of the question: on scifact (places 0.45 to 0.75) the
-nearest one was right in 12 to 25 % where the next was as near, in 65 to 86 % beyond two deviations."""
-
 HANDED_OVER = 0.7
 HANDED_RATE = 1.0
 """Weight of a question that a changed document handed over to its successor, and the step with which the linear models
@@ -176,13 +171,10 @@ class Learner:
     def nearness(self, near: Near | None) -> Nearness:
         """Return how near memory comes; its reach is 1 from ``signals.NEAR`` on, falling to 0 within half."""
         if near is None:
-            return Nearness(0.0, 0.0, 0.0)
-        best = np.maximum.reduceat(near.similarity, near.starts) - self.spread.mean
-        above, second = float(best.max()), float(np.partition(best, -2)[-2]) if len(best) > 1 else 0.0
+            return Nearness(0.0, 0.0)
+        above = float(near.similarity.max()) - self.spread.mean
         reach = 1.0 + 2.0 * (above / self.spread.deviation - signals.NEAR)
-        ordinary = 1.0 - self.spread.mean
-        place, margin = above / ordinary, (above - max(0.0, second)) / ordinary
-        return Nearness(place, min(1.0, max(0.0, reach)), place - max(0.0, CLEAR_MARGIN - margin))
+        return Nearness(above / (1.0 - self.spread.mean), min(1.0, max(0.0, reach)))
 
 
 class LearnedState:
