@@ -70,7 +70,6 @@ class _Tree:
             parent = self.parents[parent]
         return found
 
-
     @property
     def size(self) -> int:
         """Runs, rankings or models, whichever are most."""

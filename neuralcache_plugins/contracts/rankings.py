@@ -22,10 +22,10 @@ class Remembered:
     """A question of the past that spoke for a document (``helped``), or against it.
 
     ``ranking_id`` is the ranking that was shown for it, ``text`` what was asked (None where texts are not stored),
-    ``similarity`` the cosine to the question now, ``reward`` what the document, or the one whose place
-    it has taken since, got for it, in [-1, 1] (0: nobody said anything, which counts a little against what was shown
-    where feedback is usual, and where it is rare a little for what memory was sure of). ``share`` in (0, 1] is its
-    part of all that remembered questions said for the document, or against it.
+    ``similarity`` the cosine to the question now, ``reward`` what the document, or the one whose place it has taken
+    since, got for it, in [-1, 1] (0: nobody said anything, which counts a little against what was shown where feedback
+    is usual, and where it is rare a little for what memory was sure of). ``share`` in (0, 1] is its part of all that
+    remembered questions said for the document, or against it.
     """
 
     ranking_id: str

@@ -33,14 +33,14 @@ from neuralcache_plugins.errors import InvalidInputError, StoreError
 from neuralcache_plugins.memory import Memory
 from neuralcache_plugins.memory.retention import Retention
 from neuralcache_plugins.reranker import border
-from neuralcache_plugins.reranker.answers import AnswerStage, ShownTexts, Texts
+from neuralcache_plugins.reranker.answers import AnswerStage, Texts
 from neuralcache_plugins.reranker.background import Background
 from neuralcache_plugins.reranker.encoding import VectorStage
 from neuralcache_plugins.reranker.feedback import FeedbackStage, erasure
 from neuralcache_plugins.reranker.health import Health
 from neuralcache_plugins.reranker.ranking import RankStage
 from neuralcache_plugins.reranker.scorers import CachedScorer
-from neuralcache_plugins.reranker.shown import RankingIds, SessionWords, ShownVectors
+from neuralcache_plugins.reranker.shown import RankingIds, SessionWords, ShownTexts, ShownVectors
 from neuralcache_plugins.reranker.stats import NamespaceStats, RerankerStats, TrustStats
 from neuralcache_plugins.reranker.texts import TextCache
 from neuralcache_plugins.settings import RerankSettings, StoreSettings, from_environment

@@ -1,4 +1,4 @@
-"""The way from an answer to feedback: the texts that were shown, what of them was used, and what that teaches."""
+"""The way from an answer to feedback: what of the texts that were shown it used, and what that teaches."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import threading
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from neuralcache_plugins.attribution import Encode, attribute, likeness_by
@@ -18,6 +18,7 @@ from neuralcache_plugins.encoders import LocalEncoder
 from neuralcache_plugins.errors import InvalidInputError, MissingExtraError
 from neuralcache_plugins.reranker.background import Background
 from neuralcache_plugins.reranker.feedback import FeedbackStage, Telling, checked_value
+from neuralcache_plugins.reranker.shown import Showing, ShownTexts
 
 CAPACITY = 4_096
 
@@ -26,56 +27,6 @@ PATIENCE_SECONDS = 1.0
 
 Texts = Sequence[str] | Mapping[str, str]
 """The list that was ranked, or texts by document id."""
-
-
-@dataclass(frozen=True, slots=True)
-class Showing:
-    """What one ranking showed: the question, and ids and texts in the order shown."""
-
-    query: str
-    ids: Sequence[str]
-    texts: Sequence[str]
-
-    @property
-    def size(self) -> int:
-        """Characters."""
-        return len(self.query) + sum(map(len, self.texts))
-
-
-class ShownTexts:
-    """The texts that recent rankings showed, in memory only. Bounded by characters; the oldest ranking goes."""
-
-    def __init__(self, characters: int) -> None:
-        self._room = characters
-        self._used = 0
-        self._lock = threading.Lock()
-        self._known: OrderedDict[tuple[str, str], tuple[int, Showing]] = OrderedDict()
-
-    def keep(self, namespace: str, ranking_id: str, showing: Showing) -> None:
-        """Remember what a ranking showed; one that has not room enough alone is not kept."""
-        size = showing.size
-        if size > self._room:
-            return
-        with self._lock:
-            self._known[namespace, ranking_id] = size, showing
-            self._used += size
-            while self._used > self._room or len(self._known) > CAPACITY:
-                self._used -= self._known.popitem(last=False)[1][0]
-
-    def find(self, namespace: str, ranking_id: str) -> Showing | None:
-        """Return what a ranking showed, if it is still known."""
-        with self._lock:
-            return self._known.get((namespace, ranking_id), (0, None))[1]
-
-    def restart_after_fork(self) -> None:
-        """Take a new lock in a forked child: another thread of the parent may have held the old one."""
-        self._lock = threading.Lock()
-
-    def forget(self) -> None:
-        """Drop everything."""
-        with self._lock:
-            self._known.clear()
-            self._used = 0
 
 
 class SeenAnswers:

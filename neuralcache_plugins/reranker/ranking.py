@@ -14,12 +14,11 @@ from neuralcache_plugins.core import gating
 from neuralcache_plugins.core.lexical import lexical_scores, token_statistics
 from neuralcache_plugins.errors import StoreError
 from neuralcache_plugins.memory import LearnedState, Memory
-from neuralcache_plugins.reranker.answers import Showing, ShownTexts
 from neuralcache_plugins.reranker.border import Request, canonical
 from neuralcache_plugins.reranker.explaining import Explainer, Sources
 from neuralcache_plugins.reranker.health import Health
 from neuralcache_plugins.reranker.scorers import CachedScorer
-from neuralcache_plugins.reranker.shown import RANKS, RankingIds, SessionWords, ShownVectors
+from neuralcache_plugins.reranker.shown import RANKS, RankingIds, SessionWords, Showing, ShownTexts, ShownVectors
 from neuralcache_plugins.reranker.stages import (
     Chosen,
     Evidence,

@@ -1,4 +1,4 @@
-"""What was shown lately: new ranking ids, and the vectors that feedback will ask for."""
+"""What was shown lately: new ranking ids, and the vectors, texts and words that feedback and answers will ask for."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import count
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -15,56 +15,17 @@ from neuralcache_plugins.contracts import FeedbackGiven, HalfVector, Matrix, Ran
 from neuralcache_plugins.core.lexical import TokenStatistics, token_statistics
 from neuralcache_plugins.memory.sources import configured
 
-if TYPE_CHECKING:  # answers imports feedback, and feedback this
-    from neuralcache_plugins.reranker.answers import ShownTexts
-
 CAPACITY = 512
+"""Rankings whose vectors, and sessions whose words, are kept."""
+
+MOST_TEXTS = 4_096
+"""Rankings whose texts are kept, if there is room for their characters."""
+
 SPOKEN_DOCUMENTS = 3
 SPOKEN_CHARACTERS = 8_000
+"""A session's words are those of so many helpful documents, and from so many of their characters, at most."""
+
 RANKS = 10
-
-
-class SessionWords:
-    """The words of the documents that helped last in recent sessions: follow-up questions often leave them out.
-
-    In memory only, of this process alone, as hashes in the order of the text; the oldest session goes.
-    """
-
-    def __init__(self, shown_texts: ShownTexts, source_weights: Mapping[str, float]) -> None:
-        self._shown_texts = shown_texts
-        self._source_weights = source_weights
-        self._lock = threading.Lock()
-        self._words: OrderedDict[tuple[str, str], TokenStatistics] = OrderedDict()
-
-    def follow(self, event: FeedbackGiven) -> None:
-        """Remember what helped, where the feedback is of a session and the texts are still known."""
-        session = event.ranking.session
-        helped = {name for name, reward in event.rewards if reward > 0}
-        if session is None or not helped or configured(event.source, self._source_weights) == 0.0:
-            return
-        showing = self._shown_texts.find(event.namespace, event.ranking_id)
-        if showing is None:
-            return
-        texts = [text for name, text in zip(showing.ids, showing.texts, strict=True) if name in helped]
-        words = token_statistics(" ".join(texts[:SPOKEN_DOCUMENTS])[:SPOKEN_CHARACTERS])
-        with self._lock:
-            self._words.pop((event.namespace, session), None)
-            self._words[event.namespace, session] = words
-            if len(self._words) > CAPACITY:
-                self._words.popitem(last=False)
-
-    def of(self, namespace: str, session: str | None) -> TokenStatistics | None:
-        """Return the words of what helped last in a session, if they are known."""
-        return None if session is None else self._words.get((namespace, session))
-
-    def restart_after_fork(self) -> None:
-        """Take a new lock in a forked child: another thread of the parent may have held the old one."""
-        self._lock = threading.Lock()
-
-    def forget(self) -> None:
-        """Drop everything."""
-        with self._lock:
-            self._words.clear()
 
 
 class RankingIds:
@@ -122,3 +83,96 @@ class ShownVectors:
         """Drop everything."""
         with self._lock:
             self._rows.clear()
+
+
+@dataclass(frozen=True, slots=True)
+class Showing:
+    """What one ranking showed: the question, and ids and texts in the order shown."""
+
+    query: str
+    ids: Sequence[str]
+    texts: Sequence[str]
+
+    @property
+    def size(self) -> int:
+        """Characters."""
+        return len(self.query) + sum(map(len, self.texts))
+
+
+class ShownTexts:
+    """The texts that recent rankings showed, in memory only. Bounded by characters; the oldest ranking goes."""
+
+    def __init__(self, characters: int) -> None:
+        self._room = characters
+        self._used = 0
+        self._lock = threading.Lock()
+        self._known: OrderedDict[tuple[str, str], tuple[int, Showing]] = OrderedDict()
+
+    def keep(self, namespace: str, ranking_id: str, showing: Showing) -> None:
+        """Remember what a ranking showed; one that has not room enough alone is not kept."""
+        size = showing.size
+        if size > self._room:
+            return
+        with self._lock:
+            self._known[namespace, ranking_id] = size, showing
+            self._used += size
+            while self._used > self._room or len(self._known) > MOST_TEXTS:
+                self._used -= self._known.popitem(last=False)[1][0]
+
+    def find(self, namespace: str, ranking_id: str) -> Showing | None:
+        """Return what a ranking showed, if it is still known."""
+        with self._lock:
+            return self._known.get((namespace, ranking_id), (0, None))[1]
+
+    def restart_after_fork(self) -> None:
+        """Take a new lock in a forked child: another thread of the parent may have held the old one."""
+        self._lock = threading.Lock()
+
+    def forget(self) -> None:
+        """Drop everything."""
+        with self._lock:
+            self._known.clear()
+            self._used = 0
+
+
+class SessionWords:
+    """The words of the documents that helped last in recent sessions: follow-up questions often leave them out.
+
+    In memory only, of this process alone, as hashes in the order of the text; the oldest session goes.
+    """
+
+    def __init__(self, shown_texts: ShownTexts, source_weights: Mapping[str, float]) -> None:
+        self._shown_texts = shown_texts
+        self._source_weights = source_weights
+        self._lock = threading.Lock()
+        self._words: OrderedDict[tuple[str, str], TokenStatistics] = OrderedDict()
+
+    def follow(self, event: FeedbackGiven) -> None:
+        """Remember what helped, where the feedback is of a session and the texts are still known."""
+        session = event.ranking.session
+        helped = {name for name, reward in event.rewards if reward > 0}
+        if session is None or not helped or configured(event.source, self._source_weights) == 0.0:
+            return
+        showing = self._shown_texts.find(event.namespace, event.ranking_id)
+        if showing is None:
+            return
+        texts = [text for name, text in zip(showing.ids, showing.texts, strict=True) if name in helped]
+        words = token_statistics(" ".join(texts[:SPOKEN_DOCUMENTS])[:SPOKEN_CHARACTERS])
+        with self._lock:
+            self._words.pop((event.namespace, session), None)
+            self._words[event.namespace, session] = words
+            if len(self._words) > CAPACITY:
+                self._words.popitem(last=False)
+
+    def of(self, namespace: str, session: str | None) -> TokenStatistics | None:
+        """Return the words of what helped last in a session, if they are known."""
+        return None if session is None else self._words.get((namespace, session))
+
+    def restart_after_fork(self) -> None:
+        """Take a new lock in a forked child: another thread of the parent may have held the old one."""
+        self._lock = threading.Lock()
+
+    def forget(self) -> None:
+        """Drop everything."""
+        with self._lock:
+            self._words.clear()
