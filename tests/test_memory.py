@@ -13,6 +13,7 @@ from neuralcache_plugins.core.trust import Trust
 from neuralcache_plugins.errors import StoreError
 from neuralcache_plugins.memory import LearnedState, Memory
 from neuralcache_plugins.memory.changes import MOST_NOISE, Changes
+from neuralcache_plugins.memory.documents import Documents
 from neuralcache_plugins.memory.fruitless import MOST_FIRSTS, MOST_OTHERS, MOST_PENALTY, Fruitless
 from neuralcache_plugins.memory.questions import Origin, Questions, Slopes
 from neuralcache_plugins.memory.snapshots import fold_name, pack, unpack
@@ -375,6 +376,33 @@ def test_where_hardly_anybody_answers_memory_remembers_what_it_was_sure_of():
                 assert events[origin.event - 1].query_vector.tolist() == row.tolist()
                 assert 0 < weight < 1
     assert same(unpack(pack(state), settings), state)
+
+
+def test_beyond_its_share_of_the_room_what_is_supposed_only_takes_the_place_of_something_weaker():
+    questions, rows = Questions(width=3, capacity=4), np.eye(3, dtype=np.float32)
+    for number, weight in enumerate((0.4, 0.2, 0.9)):
+        questions.suppose(7, rows[number], weight, origin=Origin(number, 10), share=0.75)
+
+    questions.suppose(7, rows[0], 0.1, origin=Origin(3, 11), share=0.75)
+    questions.suppose(7, rows[0], 0.3, origin=Origin(4, 12), share=0.75)
+    questions.add(7, rows[2], 1.0, origin=Origin(5, 13))
+
+    (_, kept, weights, origins), = questions.groups()
+    assert [origin.event for origin in origins] == [0, 4, 2, 5]
+    assert weights.tolist() == pytest.approx([0.4, 0.3, 0.9, 1.0])
+    assert kept.tolist() == rows[[0, 0, 2, 2]].tolist()
+
+
+def test_a_document_is_the_better_known_the_more_feedback_passed_it_over():
+    documents = Documents(capacity=10, half_life_seconds=1e6)
+    assert documents.unknown([-1]).tolist() == [1.0]
+
+    for name, times in (("seldom", 1), ("often", 5)):
+        documents.pay(name, at=1.0, exposure=1.0)
+        for _ in range(times):
+            documents.pass_over(name, 0.5)
+
+    assert documents.unknown([*documents.slots_of(["seldom", "often", "never"])]) == pytest.approx([2 / 3, 2 / 7, 1.0])
 
 
 def test_silence_supposes_nothing_before_trust_is_earned_nor_where_most_answer():

@@ -49,7 +49,7 @@ def test_a_narrative_takes_small_steps_and_keeps_its_length():
     assert signals.moved_towards(None, start, rate=0.1) is start
 
 
-def slow_association(groups, share, cold, mean, deviation):
+def slow_association(groups, share, cold, unknown, mean, deviation):
     """Follow the docstring's formula, candidate by candidate."""
     top = max([signals.NEAR, *((s - mean) / deviation for _, rows in groups for s, _ in rows)])
     columns = []
@@ -63,9 +63,12 @@ def slow_association(groups, share, cold, mean, deviation):
         }
         total = sum(votes.values())
         kept = {c: max(0.0, v - 2 * share[j] * total) for j, (c, v) in enumerate(votes.items())}
-        fallback = math.exp((signals.NEAR - top) / h)
+        fallback, whole = math.exp((signals.NEAR - top) / h), sum(kept.values())
+        spared = [signals.UNKNOWN_KEPT * u * p for u, p in zip(unknown, cold, strict=True)]
+        left = 1 - sum(spared)
         columns.append([
-            math.log((fallback * p + kept.get(c, 0.0)) / (fallback + sum(kept.values())) + signals.VOTE_FLOOR)
+            math.log((fallback * p + whole * spared[c] + left * kept.get(c, 0.0)) / (fallback + whole)
+                     + signals.VOTE_FLOOR)
             for c, p in enumerate(cold)
         ])
     return np.array(columns)
@@ -81,16 +84,17 @@ def test_fast_association_equals_the_formula_in_its_docstring(n, seed):
         for c in chosen
     ]
     share = rng.random(len(groups)) * 0.3
+    unknown = np.where(np.isin(np.arange(n), chosen), 0.0, rng.random(n))
     rows = [row for _, many in groups for row in many]
     sizes = [len(many) for _, many in groups]
 
     fast = signals.association(
         np.array([s for s, _ in rows], dtype=np.float32), np.array([w for _, w in rows], dtype=np.float32),
-        np.cumsum([0, *sizes[:-1]]), np.array(chosen), np.array(sizes, dtype=float), share, cold,
+        np.cumsum([0, *sizes[:-1]]), np.array(chosen), np.array(sizes, dtype=float), share, cold, unknown,
         mean=0.2, deviation=0.15,
     )
 
-    assert fast == pytest.approx(slow_association(groups, share, cold, 0.2, 0.15), abs=2e-3)
+    assert fast == pytest.approx(slow_association(groups, share, cold, unknown, 0.2, 0.15), abs=2e-3)
 
 
 def test_far_questions_leave_the_cold_order_as_it_is():
@@ -98,7 +102,7 @@ def test_far_questions_leave_the_cold_order_as_it_is():
 
     evidence = signals.association(
         np.array([0.0], dtype=np.float32), np.ones(1, dtype=np.float32), np.array([0]), np.array([2]), np.ones(1),
-        np.zeros(1), cold, mean=0.2, deviation=0.15,
+        np.zeros(1), cold, np.ones(3), mean=0.2, deviation=0.15,
     )
 
     assert np.exp(evidence) == pytest.approx(np.tile(cold, (3, 1)), abs=0.004)
@@ -109,10 +113,35 @@ def test_however_many_far_questions_agree_they_say_nothing():
 
     evidence = signals.association(
         np.full(many, 0.3, dtype=np.float32), np.ones(many, dtype=np.float32), np.array([0]), np.array([2]),
-        np.array([float(many)]), np.zeros(1), cold, mean=0.2, deviation=0.15,
+        np.array([float(many)]), np.zeros(1), cold, np.ones(3), mean=0.2, deviation=0.15,
     )
 
     assert np.exp(evidence) == pytest.approx(np.tile(cold, (3, 1)), abs=0.004)
+
+
+def test_votes_leave_a_document_the_more_of_its_cold_chances_the_less_is_known_of_it():
+    cold = np.array([0.5, 0.3, 0.2])
+
+    evidence = signals.association(
+        np.array([1.0], dtype=np.float32), np.ones(1, dtype=np.float32), np.array([0]), np.array([2]), np.ones(1),
+        np.zeros(1), cold, np.array([1.0, 0.5, 0.0]), mean=0.2, deviation=0.15,
+    )
+
+    kept = signals.UNKNOWN_KEPT * cold[:2] * [1.0, 0.5]
+    narrow = np.exp(evidence[0]) - signals.VOTE_FLOOR
+    assert narrow == pytest.approx([*kept, 1 - kept.sum()], abs=1e-4)
+
+
+@given(st.integers(1, 5), st.integers(1, 5), st.integers(0, 1000))
+def test_the_score_that_moves_nothing_leaves_to_both_sides_what_the_cold_order_gave_them(known, others, seed):
+    rng = np.random.default_rng(seed)
+    cold = rng.dirichlet(np.ones(known + others))
+    scores = rng.normal(0, 3, known)
+
+    neutral = signals.unmoved(scores, cold[:known])
+
+    chances = cold * np.exp(np.append(scores, np.full(others, neutral)))
+    assert chances[:known].sum() / chances.sum() == pytest.approx(cold[:known].sum())
 
 
 def test_refused_questions_speak_against_a_document_the_more_the_nearer_they_are():
@@ -128,12 +157,13 @@ def test_refused_questions_speak_against_a_document_the_more_the_nearer_they_are
 def test_single_votes_add_up_to_the_association_and_single_refusals_to_the_rejection():
     rng = np.random.default_rng(5)
     similarity, weight = rng.uniform(0, 1, 12).astype(np.float32), rng.uniform(0, 1, 12).astype(np.float32)
-    starts, columns, remembered = np.array([0, 5, 8]), np.array([0, 2, 3]), np.array([5.0, 3.0, 4.0])
+    starts, columns, remembered = np.array([0, 5, 8]), np.arange(3), np.array([5.0, 3.0, 4.0])
     spread = {"mean": 0.2, "deviation": 0.15}
-    cold = np.full(4, 0.25)
+    cold = np.full(3, 1 / 3)
 
     votes = signals.votes(similarity, weight, **spread)
-    evidence = signals.association(similarity, weight, starts, columns, remembered, np.zeros(3), cold, **spread)
+    none = np.zeros(3)
+    evidence = signals.association(similarity, weight, starts, columns, remembered, none, cold, none, **spread)
     mass = np.add.reduceat(votes, starts, axis=1) * (1 + remembered) ** -signals.SHARE_EXPONENT
     top = max(signals.NEAR, (similarity.max() - 0.2) / 0.15)
     fallback = np.exp((signals.NEAR - top) / np.array(signals.BANDWIDTHS))[:, None]

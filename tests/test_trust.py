@@ -150,6 +150,16 @@ def test_a_near_region_without_evidence_borrows_and_its_own_losses_use_that_up()
     assert trust.share(at(5)) == 1.0
 
 
+def test_nothing_is_lent_before_trust_is_earned_somewhere():
+    trust = Trust()
+    trust.over_cold[-1] = trust.over_avoidance[-1] = BURDEN - 0.1
+    assert trust.share(at(3)) == trust.share(at(5)) == 0.0
+
+    trust.over_cold[-1] = trust.over_avoidance[-1] = BURDEN + 0.1
+
+    assert trust.share(at(3)) > 0.5
+
+
 def test_a_far_region_has_to_prove_itself_whatever_was_proven_close_by():
     trust = Trust()
     trust.over_cold[2:] = trust.over_avoidance[2:] = 50.0
@@ -160,7 +170,7 @@ def test_a_far_region_has_to_prove_itself_whatever_was_proven_close_by():
     assert trust.share(at(1)) > 0.5
 
 
-@pytest.mark.parametrize(("knot", "times"), [(0, 3.0), (2, 2.0), (5, 1.0)])
+@pytest.mark.parametrize(("knot", "times"), [(0, 3.0), (2, 3.0), (5, 1.0)])
 def test_a_loss_counts_more_where_what_was_right_had_no_memory_and_memory_was_far(knot, times):
     cold = log_softmax(np.array([2.0, 1.0, 0.5, 0.2, 0.1]))
     known, new = Trust(), Trust()

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from neuralcache_plugins.contracts import Array, Vector
 from neuralcache_plugins.core import signals
 
-COLUMNS = ("credit", "exposure", "written_at", "rewards")
+COLUMNS = ("credit", "exposure", "written_at", "rewards", "passed_over")
 
 
 class Documents:
@@ -31,6 +31,7 @@ class Documents:
         self.exposure = array("d")
         self.written_at = array("d")
         self.rewards = array("d")
+        self.passed_over = array("d")
         self.rewards_total = 0.0
 
     def __len__(self) -> int:
@@ -58,6 +59,15 @@ class Documents:
         shares: Array = np.frombuffer(self.rewards)[slots] / (self.rewards_total + signals.POPULARITY_PRIOR)
         return shares
 
+    def unknown(self, slots: Sequence[int]) -> Array:
+        """Return how little is known of each slot, (n,) in (0, 1]: 1 if no feedback ever passed it over, less later."""
+        if not self.slots:
+            return np.ones(len(slots))
+        chosen = np.array(slots, dtype=np.int64)
+        unknown: Array = 1.0 / (1.0 + np.frombuffer(self.passed_over)[chosen])
+        unknown[chosen < 0] = 1.0
+        return unknown
+
     def pay(self, document_id: str, *, at: float, credit: float = 0.0, exposure: float = 0.0) -> int | None:
         """Bring a document's numbers up to ``at``, then add. Returns the slot of a document that had to go for it."""
         slot, evicted = self._slot(document_id)
@@ -73,6 +83,12 @@ class Documents:
             self.rewards[slot] += credit
             self.rewards_total += credit
         return evicted
+
+    def pass_over(self, document_id: str, amount: float) -> None:
+        """Note that feedback on a ranking did not praise this document of it; the unknown stay so. O(1)."""
+        slot = self.slots.get(document_id)
+        if slot is not None:
+            self.passed_over[slot] += amount
 
     def evict(self) -> int:
         """Drop the document that was heard of least recently and return its slot."""

@@ -75,11 +75,7 @@ class Questions:
         rows = self._rows.get(slot)
         count = 0 if rows is None else len(rows)
         if rows is not None and count == self.capacity:
-            nearest = int(rows.dot(question).argmax())
-            rows[nearest] = question
-            self._weights[slot][nearest] = weight
-            known = self.origins[slot]
-            self.origins[slot] = (*known[:nearest], origin, *known[nearest + 1 :])
+            self._overwrite(slot, int(rows.dot(question).argmax()), question, weight, origin)
             return
         block, weights = self._room(slot, count)
         block[count] = question
@@ -88,10 +84,15 @@ class Questions:
         self.origins[slot] = (*self.origins.get(slot, ()), origin)
         self.total += 1
 
-    def count(self, slot: int) -> int:
-        """Return how many questions are remembered for ``slot``."""
-        rows = self._rows.get(slot)
-        return 0 if rows is None else len(rows)
+    def suppose(self, slot: int, question: Vector, weight: float, *, origin: Origin, share: float) -> None:
+        """Remember a question as ``add`` does, beyond a share of the capacity only in place of a weaker one."""
+        weights = self._weights.get(slot)
+        if weights is None or len(weights) < share * self.capacity:
+            self.add(slot, question, weight, origin=origin)
+            return
+        weakest = int(weights.argmin())
+        if weights[weakest] < weight:
+            self._overwrite(slot, weakest, question, weight, origin)
 
     def of(self, slot: int, number: int) -> tuple[Vector, float] | None:
         """Return one remembered question of ``slot`` and its weight, counting round and round; None if it has none."""
@@ -157,6 +158,12 @@ class Questions:
         self._view(slot, len(rows))
         self.origins[slot] = tuple(origins)
         self.total += len(rows)
+
+    def _overwrite(self, slot: int, place: int, question: Vector, weight: float, origin: Origin) -> None:
+        self._rows[slot][place] = question
+        self._weights[slot][place] = weight
+        known = self.origins[slot]
+        self.origins[slot] = (*known[:place], origin, *known[place + 1 :])
 
     def _room(self, slot: int, count: int) -> tuple[Matrix, Vector]:
         block, weights = self._blocks.get(slot) or (_zeros(0, self.width), np.zeros(0, dtype=np.float32))
