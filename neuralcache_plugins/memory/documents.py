@@ -14,6 +14,9 @@ from neuralcache_plugins.core import signals
 
 COLUMNS = ("credit", "exposure", "written_at", "rewards", "passed_over")
 
+KNOWN_AFTER = 2.0
+"""So many feedbacks that passed a document over make it half known."""
+
 
 class Documents:
     """Numbers by document, each document in a slot of its own that is used again when the document goes.
@@ -64,7 +67,7 @@ class Documents:
         if not self.slots:
             return np.ones(len(slots))
         chosen = np.array(slots, dtype=np.int64)
-        unknown: Array = 1.0 / (1.0 + np.frombuffer(self.passed_over)[chosen])
+        unknown: Array = KNOWN_AFTER / (KNOWN_AFTER + np.frombuffer(self.passed_over)[chosen])
         unknown[chosen < 0] = 1.0
         return unknown
 
@@ -84,11 +87,14 @@ class Documents:
             self.rewards_total += credit
         return evicted
 
-    def pass_over(self, document_id: str, amount: float) -> None:
-        """Note that feedback on a ranking did not praise this document of it; the unknown stay so. O(1)."""
+    def pass_over(self, document_id: str, weight: float) -> None:
+        """Note that feedback of ``weight`` on a ranking did not praise this document of it. O(1).
+
+        At whatever rank it was shown, so that documents always shown together stay equally known.
+        """
         slot = self.slots.get(document_id)
         if slot is not None:
-            self.passed_over[slot] += amount
+            self.passed_over[slot] += weight
 
     def evict(self) -> int:
         """Drop the document that was heard of least recently and return its slot."""

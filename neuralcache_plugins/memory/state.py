@@ -312,9 +312,9 @@ class LearnedState:
             narrative=narrative,
         )
         reward = np.array([rewards.get(name, 0.0) for name in names])
-        for rank, name in zip(graded, names, strict=True):
+        for name in names:
             if rewards.get(name, 0.0) <= 0.0:
-                self.documents.pass_over(name, weight / (1.0 + rank))
+                self.documents.pass_over(name, weight)
         helped = np.maximum(0.0, reward)
         plausible = 1.0
         if helped.any():
