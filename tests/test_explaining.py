@@ -347,7 +347,7 @@ class TestTables:
         assert [line.split()[1] for line in lines[:6]] == list(ranking.ids)
         assert lines[6:] == [
             "sum: log-odds over a document average in every signal (of 6 candidates), then shares in it",
-            "less than 0.05: narrative",
+            "less than 0.02: narrative",
         ]
 
     def test_of_nothing_are_empty(self, reranker):

@@ -186,7 +186,7 @@ class _Table(NamedTuple):
 
 
 _PLACE = ("rank", "id", "was", "score")
-_SILENT = 0.05
+_SILENT = 0.02
 _TEXT_LENGTH = 60
 
 

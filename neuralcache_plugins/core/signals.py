@@ -24,7 +24,7 @@ VOTE_FLOOR = 0.003
 UNKNOWN_KEPT = 0.2
 """Votes speak of documents that something is remembered for. One that no feedback ever passed over keeps this share of
 the chances that the cold order gives it, however many votes there are: nobody has seen it fail. Without this and
-``unmoved`` learning costs twice as much on scifact where nothing recurs, and 0.01 where feedback is sparse."""
+``unmoved`` learning costs twice as much on scifact where nothing recurs, 0.005 where feedback is sparse."""
 
 SHARE_EXPONENT = 0.75
 POPULARITY_DISCOUNT = 2.0

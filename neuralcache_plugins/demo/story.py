@@ -15,6 +15,8 @@ from neuralcache_plugins.demo.frameworks import CANDIDATES, SHOWN, Pipeline
 
 TOP = 5
 """Rows of a table; ``SHOWN`` pages are shown to the user of the pipeline."""
+WIDEST = 100
+"""Characters in a line of an explanation."""
 
 
 class Topic(NamedTuple):
@@ -167,8 +169,10 @@ def trust(pipeline: Pipeline) -> float:
 
 
 def explained(ranking: Ranking, count: int) -> str:
-    """Return ``explain()`` of the first ranks."""
-    return ranking.first(count).explain()
+    """Return ``explain()`` of the first ranks, of fewer where a long name would make the table too wide to read."""
+    text = ranking.first(count).explain()
+    header = text.splitlines()[1]
+    return text if count == 1 or len(header) <= WIDEST else explained(ranking, count - 1)
 
 
 def _in_turn(first: Pipeline, second: Pipeline) -> list[Pipeline]:
