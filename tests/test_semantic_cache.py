@@ -78,15 +78,17 @@ async def until(true: Callable[[], object]) -> None:
 class Counting:
     """A computation that counts its calls and says which one answered."""
 
-    def __init__(self, answer: str = "answer", seconds: float = 0.0, error: Exception | None = None) -> None:
+    def __init__(self, answer: str = "answer", seconds: float = 0.0, error: Exception | None = None,
+                 until: Callable[[], object] = lambda: True) -> None:
         self.calls = 0
-        self.answer, self.seconds, self.error = answer, seconds, error
+        self.answer, self.seconds, self.error, self.until = answer, seconds, error, until
         self._lock = threading.Lock()
 
     def __call__(self) -> str:
         with self._lock:
             self.calls += 1
         time.sleep(self.seconds)
+        eventually(self.until)
         if self.error is not None:
             raise self.error
         return f"{self.answer} {self.calls}"
@@ -627,19 +629,20 @@ async def test_waiting_threads_of_the_loop_do_not_starve_the_computation() -> No
         assert await asyncio.wait_for(asyncio.gather(leader, *waiting), 20) == ["answer"] * 9
 
 
-def ask_from_another_process(url: str, log: str, barrier: Any, answers: Any, fails: bool) -> None:
+def ask_from_another_process(url: str, log: str, asking: Any, answers: Any, fails: bool) -> None:
     def compute() -> str:
         with Path(log).open("a") as file:
             file.write("computed\n")
-        time.sleep(0.3)
+        eventually(lambda: asking.value == 50)
+        time.sleep(1.0)  # from saying so to waiting
         if fails:
             raise KeyError("the question")
         return "answer"
 
     with SemanticCache(HashingEncoder(), store=url) as cache:
-        barrier.wait()
-
         def ask(_: int) -> str:
+            with asking.get_lock():
+                asking.value += 1
             try:
                 return str(cache.get_or_compute("how?", compute, scope=SCOPE))
             except (KeyError, ComputationError) as error:
@@ -654,9 +657,9 @@ def ask_from_another_process(url: str, log: str, barrier: Any, answers: Any, fai
 def test_fifty_askers_in_five_processes_compute_once(url: str, tmp_path: Path, fails: bool) -> None:
     """One computation for all; when it fails all are told, and nothing is kept."""
     context = multiprocessing.get_context("spawn")
-    barrier, answers = context.Barrier(5), context.Queue()
+    asking, answers = context.Value("i", 0), context.Queue()
     log = tmp_path / "log"
-    processes = [context.Process(target=ask_from_another_process, args=(url, str(log), barrier, answers, fails))
+    processes = [context.Process(target=ask_from_another_process, args=(url, str(log), asking, answers, fails))
                  for _ in range(5)]
     for process in processes:
         process.start()
@@ -676,7 +679,7 @@ def test_fifty_askers_in_five_processes_compute_once(url: str, tmp_path: Path, f
 
 
 def test_a_failure_releases_all_and_is_not_kept(cache: SemanticCache) -> None:
-    compute = Counting(seconds=0.1, error=KeyError("x"))
+    compute = Counting(error=KeyError("x"), until=lambda: cache.stats().shared == 19)
 
     def ask(_: int) -> str:
         with pytest.raises(KeyError):
@@ -707,7 +710,8 @@ async def test_who_gives_up_takes_nothing_from_the_others(cache: SemanticCache) 
     async def compute() -> str:
         nonlocal calls
         calls += 1
-        await asyncio.sleep(0.5 if calls == 1 else 0.0)
+        if calls == 1:
+            await asyncio.Event().wait()
         return f"answer {calls}"
 
     def ask() -> asyncio.Task[Any]:
@@ -1003,13 +1007,15 @@ async def test_one_question_is_audited_once_at_a_time(asynchronous: bool, monkey
     monkeypatch.setattr(semantic, "decider_for", lambda *_: Nearest(audit=True))
     with opened() as cache:
         cache.put("how do I reset it", "so", scope=SCOPE)
-        compute = Counting(seconds=0.1)
+        all_served = threading.Event()
+        compute = Counting(until=all_served.is_set)
         for _ in range(20):
             if asynchronous:
                 answer = await cache.aget_or_compute("how do I reset it now", compute, scope=SCOPE)
             else:
                 answer = cache.get_or_compute("how do I reset it now", compute, scope=SCOPE)
             assert answer == "so"
+        all_served.set()
         await until(lambda: cache.stats().judged == 1 and not cache._background._tasks)
         await asyncio.to_thread(cache._background.wait, EVENTUALLY_SECONDS)
         assert (compute.calls, cache.stats().judged) == (1, 1)
