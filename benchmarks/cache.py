@@ -267,7 +267,7 @@ def main() -> None:
         from cache_growth import show_growth
 
         print("growth")
-        show_growth(options.sizes, options.gptcache)
+        show_growth(options.sizes, options.data, options.gptcache)
     if "validity" in options.rows:
         print("validity")
         known = cache(partial(stream, options.data))

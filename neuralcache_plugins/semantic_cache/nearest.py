@@ -133,7 +133,7 @@ class NearestQuestions:
         if not self._indexes or self._builder.busy:
             return
         for shelf in self._shelves.values():
-            if len(shelf) >= self._ann_threshold and shelf.unindexed > max(_FEW, len(shelf) // 20):
+            if len(shelf) >= self._ann_threshold and shelf.unindexed > max(_FEW, len(shelf) // 100):
                 if not approximate.is_installed():
                     self._indexes = False
                     _LOG.warning("%d answers of one scope are searched one by one; quicker with: "

@@ -18,8 +18,12 @@ LOOKED_PAST = 512
 _SPARE = 4
 """So many times more are asked of the index than are wanted: it errs, and some may not be served."""
 
+_MORE = 4
+"""So many more than are wanted are looked at first: mostly all that is near may be served."""
+
 _NO_VECTOR = np.zeros(0, np.float16)
 
+Places = npt.NDArray[np.int64]
 Usable = Callable[[CachedQuestion], bool]
 
 
@@ -90,32 +94,49 @@ class Shelf:
             if len(found) >= count:
                 return found
         # also where the index found too few, because most of what it knows has ended
-        similarity = self.rows[:len(self)] @ vector
-        return self._best(np.arange(len(self)), similarity, count, made_after, now, usable)
+        return self._best(self.rows[:len(self)] @ vector, None, count, made_after, now, usable)
 
     def _behind_index(self, index: Approximate, vector: Vector, count: int, made_after: float, now: float,
                       usable: Usable | None) -> list[Near]:
         found = index.search(vector, _SPARE * count)
-        # rows behind the index lie side by side: no copy is made of them
-        similarity = np.concatenate([self.rows[found] @ vector, self.rows[index.size:len(self)] @ vector])
-        places = np.concatenate([found, np.arange(index.size, len(self))])
-        return self._best(places, similarity, count, made_after, now, usable)
+        similarity = self.rows[found] @ vector
+        if index.size < len(self):
+            # rows behind the index lie side by side: no copy is made of them
+            similarity = np.concatenate([similarity, self.rows[index.size:len(self)] @ vector])
+            found = np.concatenate([found, np.arange(index.size, len(self))])
+        return self._best(similarity, found, count, made_after, now, usable)
 
-    def _best(self, places: npt.NDArray[np.int64], similarity: Vector, count: int, made_after: float, now: float,
+    def _best(self, similarity: Vector, places: Places | None, count: int, made_after: float, now: float,
               usable: Usable | None) -> list[Near]:
-        times = self.times[places]
-        alive = (times[:, 0] > made_after) & (times[:, 1] > now)
+        """Return the nearest that may be served, of those at ``places``; None: of all, in the order of the rows."""
+        found = self._best_of(similarity, places, count + _MORE, count, usable, made_after, now)
+        if len(found) >= count or len(similarity) <= count + _MORE:
+            return found
+        # much of what is near has ended: leave that out first, so that it does not count as looked past
+        times = self.times[:len(self)] if places is None else self.times[places]
+        alive = np.flatnonzero((times[:, 0] > made_after) & (times[:, 1] > now))
+        similarity, places = similarity[alive], alive if places is None else places[alive]
         reach = count
-        if not alive.all():
-            places, similarity = places[alive], similarity[alive]
         while True:
-            top = _largest(similarity, reach)
-            top = top[np.lexsort((places[top], -similarity[top]))][:reach]
-            ordered = zip(places[top].tolist(), similarity[top].tolist(), strict=True)
-            found = [(at, near) for at, near in ordered if usable is None or usable(self.cached[at])][:count]
+            found = self._best_of(similarity, places, reach, count, usable, made_after, now)
             if len(found) >= count or len(places) <= reach or reach >= LOOKED_PAST:
-                return [Near(self.cached[at], near) for at, near in found]
+                return found
             reach *= 8
+
+    def _best_of(self, similarity: Vector, places: Places | None, reach: int, count: int, usable: Usable | None,
+                 made_after: float, now: float) -> list[Near]:
+        """Return up to ``count`` that may be served among the nearest ``reach``, nearest first."""
+        top = _largest(similarity, reach)
+        rows = top if places is None else places[top]
+        near = sorted(zip((-similarity[top]).tolist(), rows.tolist(), strict=True))[:reach]
+        found: list[Near] = []
+        for less, at in near:
+            created, ends = self.times[at].tolist()
+            if created > made_after and ends > now and (usable is None or usable(self.cached[at])):
+                found.append(Near(self.cached[at], -less))
+                if len(found) == count:
+                    break
+        return found
 
     def _compact(self) -> None:
         kept = [at for at in range(len(self)) if self.cached[at].entry_id in self.places
@@ -126,7 +147,7 @@ class Shelf:
         self.gone, self.index, self.generation = 0, None, self.generation + 1
 
 
-def _largest(values: Vector, count: int) -> npt.NDArray[np.int64]:
+def _largest(values: Vector, count: int) -> Places:
     """Return the places of the largest ``count`` values, and of all that equal the last of them. O(n)."""
     if len(values) <= count:
         return np.arange(len(values))

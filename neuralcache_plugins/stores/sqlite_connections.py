@@ -98,6 +98,29 @@ class Transaction:
             raise
 
 
+class Reading:
+    """A connection lent to read with. A class and not a generator: a look in the cache of answers takes five."""
+
+    __slots__ = ("_connection", "_connections")
+
+    def __init__(self, connections: Connections) -> None:
+        self._connections = connections
+
+    def __enter__(self) -> sqlite3.Connection:
+        try:
+            self._connection = self._connections.lend()
+        except sqlite3.Error as error:
+            raise translate(error, self._connections.place) from error
+        return self._connection
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        self._connections.take_back(self._connection)
+        if isinstance(error, sqlite3.Error):
+            raise translate(error, self._connections.place) from error
+        if isinstance(error, UnicodeEncodeError):
+            raise not_unicode(error) from error
+
+
 class Connections:
     """Opens, lends and closes connections to one file, or to one memory database (``path=None``)."""
 
@@ -109,7 +132,7 @@ class Connections:
         """How often a writer was opened; ``PRAGMA data_version`` starts anew with each."""
         self._path = path
         self._path_text = str(path)
-        self._place = place
+        self.place = place
         self._synchronous = synchronous
         self._busy_timeout_seconds = busy_timeout_seconds
         self._identity: tuple[int, int] | None = None
@@ -130,7 +153,7 @@ class Connections:
         except UnicodeEncodeError as error:
             raise not_unicode(error) from error
         except sqlite3.Error as error:
-            raise translate(error, self._place) from error
+            raise translate(error, self.place) from error
 
     def writer(self) -> sqlite3.Connection:
         """Return the connection that writes; only for the holder of ``lock``."""
@@ -164,28 +187,36 @@ class Connections:
         except FileNotFoundError:
             now = None
         if now is None or (now.st_dev, now.st_ino) != self._identity:
-            raise StoreError(f"{self._place} was removed or replaced while it was open; open the store again")
+            raise StoreError(f"{self.place} was removed or replaced while it was open; open the store again")
 
     def transaction(self) -> Transaction:
         """Write: all of it happens or nothing. Only for the holder of ``lock``."""
         if self._writer is None:
             with self.translating():
-                return Transaction(self.writer(), self._place)
-        return Transaction(self._writer, self._place)
+                return Transaction(self.writer(), self.place)
+        return Transaction(self._writer, self.place)
 
-    @contextmanager
-    def reading(self) -> Iterator[sqlite3.Connection]:
+    def reading(self) -> Reading:
         """Lend a connection to read with."""
-        with self.translating():
-            if self._path is None:
-                with self.lock:
-                    yield self.writer()
-                return
-            connection = self._borrow()
-            try:
-                yield connection
-            finally:
-                self._give_back(connection)
+        return Reading(self)
+
+    def lend(self) -> sqlite3.Connection:
+        """Return a connection to read with, until ``take_back``; of a memory database the only one, with its lock."""
+        if self._path is not None:
+            return self._borrow()
+        self.lock.acquire()
+        try:
+            return self.writer()
+        except BaseException:
+            self.lock.release()
+            raise
+
+    def take_back(self, connection: sqlite3.Connection) -> None:
+        """Take back what was lent."""
+        if self._path is not None:
+            self._give_back(connection)
+        else:
+            self.lock.release()
 
     def close(self) -> None:
         """Close everything; a connection that is lent is closed when it comes back."""
@@ -247,7 +278,7 @@ class Connections:
 
     def _check_open(self) -> None:
         if self._closed:
-            raise StoreClosedError(f"the store {self._place} is closed")
+            raise StoreClosedError(f"the store {self.place} is closed")
 
     def _close_if_idle(self) -> bool:
         with self._gate:
