@@ -99,7 +99,7 @@ class CacheSettings(BaseSettings):
     )
     confidence: float = Field(0.95, ge=0.5, lt=1, description="how sure that must be before anything is reused")
     audit_rate: float = Field(
-        0.1, gt=0, le=1, description="share of reused answers that are compared with a fresh one; finds drift"
+        0.1, gt=0, le=1, description="share of reused answers compared with a fresh one; every second while in doubt"
     )
     judge_error: float = Field(
         0.0, ge=0, le=0.9, description="share of wrong answers that your judge takes for right; tightens the bound"

@@ -163,6 +163,40 @@ def test_the_alarm_comes_soon_after_a_shift_and_hardly_ever_without_one() -> Non
     assert np.mean(np.array(within) < 2_000) <= 0.1
 
 
+@given(limit=st.floats(0.001, 0.2), right=st.integers(10, 400))
+def test_one_wrong_answer_puts_the_next_ones_in_doubt_and_right_ones_clear_them(limit: float, right: int) -> None:
+    drift = Drift(limit)
+    for _ in range(right):
+        drift.observe(False)
+        assert not drift.in_doubt
+    drift.observe(True)
+    assert drift.in_doubt
+    cleared = 0
+    while drift.in_doubt:
+        drift.observe(False)
+        cleared += 1
+
+    assert 3 <= cleared <= 12
+
+
+def test_where_as_many_as_every_second_may_be_wrong_nothing_is_in_doubt() -> None:
+    drift = Drift(0.5)
+    for wrong in (True, False) * 5:
+        drift.observe(wrong)
+
+    assert not drift.in_doubt
+
+
+def test_surprises_short_of_an_alarm_put_the_answers_in_doubt() -> None:
+    surprise = Surprise(0.05)
+    while not surprise.in_doubt:
+        assert not surprise.observe(3.0, wrong=True)
+    for _ in range(20):
+        surprise.observe(3.0, wrong=False)
+
+    assert not surprise.in_doubt
+
+
 def test_at_the_limit_false_alarms_are_a_thousand_audits_apart() -> None:
     assert np.mean([audits_until_alarm(0.05, limit=0.05, seed=seed) for seed in range(60)]) > ALARM_AT
 

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from neuralcache_plugins.errors import DimensionMismatchError, InvalidInputError
 from neuralcache_plugins.semantic_cache.calibration import Logged, calibrate
+from neuralcache_plugins.semantic_cache.certificate import Drift, Surprise
 from neuralcache_plugins.semantic_cache.features import FEATURES, Neighbour
 from neuralcache_plugins.semantic_cache.parsing import Question, parse
 from neuralcache_plugins.semantic_cache.policy import Decision, Label, Policy
@@ -140,6 +141,24 @@ def test_hits_are_audited_at_the_rate_that_was_set_and_misses_always(played: Pla
     assert np.mean([decision.audit for decision in hits]) == pytest.approx(EASY.audit_rate, abs=0.06)
     misses = [decision for decision in played.decisions if decision.entry is None and decision.candidate is not None]
     assert all(decision.judge for decision in misses)
+
+
+def test_after_a_wrong_answer_every_second_is_audited_until_enough_were_right(played: Play) -> None:
+    policy = Policy.unpack(*played.policy.pack(), EASY)
+    policy.drift, policy.surprise = Drift(policy.limit), Surprise(policy.limit)
+    right = next(label for label in played.labels if label.served and label.right)
+    assert policy.rate == EASY.audit_rate
+    policy.learn(replace(right, right=False))
+    assert policy.rate == 0.5
+    question, entries = parse(played.world.draw()[0]), near("card arrival please")
+    assert policy.decide(question, entries, now=5.0, coin=0.4).rate == 0.5
+    for _ in range(8):
+        policy.learn(right)
+
+    assert policy.rate == EASY.audit_rate
+    often = Policy.unpack(*played.policy.pack(), EASY.model_copy(update={"audit_rate": 0.8}))
+    often.learn(replace(right, right=False))
+    assert often.rate == 0.8
 
 
 def test_deciding_changes_nothing() -> None:

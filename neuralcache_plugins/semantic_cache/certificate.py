@@ -11,7 +11,8 @@ What is rejected is "never better than allowed". The past says nothing of tomorr
 (Shiryaev-Roberts e-detectors: Shin, Ramdas and Rinaldo 2023): one whether the answers that are served err more than
 allowed, from audits; one whether candidates err more than others of their score did before, from misses too, whose
 labels are free. On alarm everything is withdrawn, and each new certification spends a smaller share of alpha, so that
-all of them together spend alpha.
+all of them together spend alpha. What is short of an alarm puts the answers in doubt, and then more of them are
+audited: a bet stays fair whenever it is placed, if what was seen before decides.
 """
 
 from __future__ import annotations
@@ -53,8 +54,15 @@ ALARM_AT = 1_000.0
 DRIFT_MULTIPLES, DRIFT_RATES = (2.0, 4.0), (0.3, 0.5)
 """The errors that the alarm from audits looks for: multiples of the allowed one, and rates."""
 
+DOUBTED = 1.8
+"""Answers are in doubt while what looks for the highest of these rates is so many times what it is where all answers
+are right: one wrong answer begins that, five or six right ones in a row end it."""
+
 SURPRISE_AT = 50_000.0
 """While candidates err no more than others of their score did, 50,000 labels pass in the mean before this alarm."""
+
+SURPRISE_DOUBTED = 500.0
+"""Here they are in doubt: a hundredth of the way."""
 
 SURPRISE_SHARES = (0.1, 0.3, 0.5)
 """What it looks for: that so large a share of what used to be right has become wrong."""
@@ -223,6 +231,15 @@ class Drift:
         self.statistics = np.minimum((1.0 + self.statistics) * factors, 1e12)
         return float(self.statistics.mean()) >= ALARM_AT
 
+    @property
+    def in_doubt(self) -> bool:
+        """Return whether a wrong answer was found so lately that the next ones should show what it meant.
+
+        While all answers are right R tends to f / (1 - f) with f = (1-p) / (1-d), which is (1-p) / (p-d).
+        """
+        highest = DRIFT_RATES[-1]
+        return float(self.statistics[-1]) * (highest - self.limit) > DOUBTED * (1.0 - highest)
+
 
 @dataclass(slots=True)
 class Surprise:
@@ -249,6 +266,11 @@ class Surprise:
         factors = (expected + shares * (1.0 - expected)) / expected if wrong else 1.0 - shares
         self.statistics = np.minimum((1.0 + self.statistics) * factors, 1e12)
         return float(self.statistics.mean()) >= SURPRISE_AT
+
+    @property
+    def in_doubt(self) -> bool:
+        """Return whether so much speaks for a rise that audits should decide."""
+        return float(self.statistics.sum()) >= SURPRISE_DOUBTED * len(self.statistics)
 
     def note(self, score: float, wrong: bool) -> None:
         """Count one label among those of its score."""

@@ -54,16 +54,20 @@ MOVES = 64
 
 LOOSENED = 4.0
 
+RATE_IN_DOUBT = 0.5
+"""The audit rate after a wrong answer, or surprising ones, until it is clear what that means."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Label:
     """One judged pair, and whether the cached answer would have been right for the question.
 
     ``features`` (f,) are those of the decision. ``coin`` is its draw from [0, 1) and ``rate`` the chance with which
-    labels counted towards the certificate at that time: 1 while nothing was live, else the audit rate. ``sampled`` is
-    False for a report from outside, which teaches the score but proves nothing, because nobody knows what is not
-    reported. ``at`` is the time of the judgement in seconds since the epoch, ``asked`` that of the decision: a label
-    that was decided before the last alarm and comes after it is of a world that is over, and proves nothing either.
+    labels counted towards the certificate at that time (``Policy.rate``): 1 while nothing was live, else the audit
+    rate. ``sampled`` is False for a report from outside, which teaches the score but proves nothing, because nobody
+    knows what is not reported. ``at`` is the time of the judgement in seconds since the epoch, ``asked`` that of the
+    decision: a label that was decided before the last alarm and comes after it is of a world that is over, and proves
+    nothing either.
     """
 
     features: Vector
@@ -144,6 +148,17 @@ class Policy:
         """Return the time of the last alarm: entries made until then are neither served nor worth searching."""
         return -math.inf if self.last_alarm is None else self.last_alarm
 
+    @property
+    def rate(self) -> float:
+        """Return the chance with which a hit is audited now, and with which a label counts towards the certificate.
+
+        While answers are in doubt every second one at least: not all, or a caller whose model is down would get none.
+        """
+        if not self.tests.live:
+            return 1.0
+        doubted = self.drift.in_doubt or self.surprise.in_doubt
+        return max(self.settings.audit_rate, RATE_IN_DOUBT) if doubted else self.settings.audit_rate
+
     def decide(
         self, question: Question, neighbours: Sequence[Neighbour], *, now: float, coin: float,
         documents: Set[str] = frozenset(),
@@ -153,8 +168,7 @@ class Policy:
         ``neighbours`` are the nearest entries, nearest first; the first 8 count. ``coin`` is uniform in [0, 1) and
         independent of everything else. Changes nothing.
         """
-        live = self.tests.live
-        rate = self.settings.audit_rate if live else 1.0
+        live, rate = self.tests.live, self.rate
         near = [one for one in neighbours if one.created_at > self.quarantined_until][:NEIGHBOURS]
         if not near:
             return _nothing("no similar question is cached", coin=coin, rate=rate)
