@@ -23,8 +23,8 @@ _LOG = logging.getLogger(__name__)
 
 _BATCH = 1_000
 
-_EXPANSION = 128
-"""How widely the graph is searched: usearch's own 64 finds fewer of the nearest eight."""
+_EXPANSION, _LINKS = 64, 24
+"""How widely the graph is searched, and how many neighbours a row has in it: with usearch's own 16 fewer are found."""
 
 
 def is_installed() -> bool:
@@ -54,7 +54,8 @@ class Approximate:
         from usearch.index import Index
 
         if before is None:
-            before = cls(Index(ndim=rows.shape[1], metric="ip", dtype="i8", expansion_search=_EXPANSION), 0)
+            before = cls(Index(ndim=rows.shape[1], metric="ip", dtype="i8", connectivity=_LINKS,
+                               expansion_search=_EXPANSION), 0)
         index = before._index.copy()
         for start in range(before.size, len(rows), _BATCH):
             if stopped():

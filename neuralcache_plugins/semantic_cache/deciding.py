@@ -8,6 +8,7 @@ import json
 import zipfile
 from collections import OrderedDict
 from collections.abc import Collection, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -77,11 +78,11 @@ class PolicyDecider:
         neighbours = [
             # of those behind the candidates only the answer counts; reading one for the first time takes 0.05 ms
             Neighbour(place, one.similarity, self._question(one.cached) if rank < CANDIDATES else _UNREAD,
-                      one.cached.answer, frozenset(name for name, _ in one.cached.documents), one.cached.created_at)
+                      one.cached.answer, _names(one.cached.documents), one.cached.created_at)
             for rank, (place, one) in enumerate(fresh)
         ]
         decision = policy.decide(
-            parse(question), neighbours, now=now, coin=coin, documents=frozenset(name for name, _ in documents)
+            parse(question), neighbours, now=now, coin=coin, documents=_names(documents)
         )
         return Proposal(
             serve=None if decision.entry is None else near[decision.entry].cached.entry_id,
@@ -170,6 +171,11 @@ def told(decided: Decision | Label, encoder: str, *, asked: float) -> Mapping[st
             "encoder": _number(encoder), "asked": asked}
 
 
+def _names(documents: tuple[DocumentVersion, ...]) -> frozenset[str]:
+    return frozenset([name for name, _ in documents]) if documents else frozenset()
+
+
+@lru_cache(maxsize=64)
 def _number(encoder: str) -> float:
     """Return the encoder's fingerprint as a number that a float holds exactly: labels are numbers by name."""
     return float(int.from_bytes(hashlib.blake2b(encoder.encode("utf-8", "surrogatepass"), digest_size=6).digest()))

@@ -21,11 +21,17 @@ class ExactTier:
         self._known: OrderedDict[AnswerKey, CachedAnswer] = OrderedDict()
 
     def find(self, keys: Sequence[AnswerKey]) -> FoundAnswers:
-        """Return the answers under these keys, expired ones too: one look at the mark, one query for what is missing.
+        """Return the answers under these keys, expired ones too: one look at the mark where memory may have some, one
+        query for what is missing.
 
         Whatever was removed before this is called, by anyone, is not returned. The mark is the earlier of the two
         looks: what changes after it shows.
         """
+        if not self._may_know(keys):
+            found = self._store.find_answers(self._namespace, keys)
+            self._recall((), found.mark)
+            self._remember(found.answers.values(), found.mark)
+            return found
         mark = self._store.answers_mark()
         known = self._recall(keys, mark)
         missing = [key for key in keys if key not in known]
@@ -59,6 +65,10 @@ class ExactTier:
     def restart_after_fork(self) -> None:
         """Take a new lock in a forked child."""
         self._lock = threading.Lock()
+
+    def _may_know(self, keys: Sequence[AnswerKey]) -> bool:
+        with self._lock:
+            return any(key in self._known for key in keys)
 
     def _recall(self, keys: Sequence[AnswerKey], mark: int) -> dict[AnswerKey, CachedAnswer]:
         with self._lock:

@@ -136,19 +136,21 @@ def expand(rows: Matrix) -> Array:
 
 def _surroundings(neighbours: Sequence[Neighbour], count: int) -> list[list[float]]:
     """Return, per candidate, where it stands among its neighbours."""
-    cosines = [one.cosine for one in neighbours]
-    top, mean = max(cosines, default=0.0), sum(cosines) / max(len(cosines), 1)
+    cosines, answers = [one.cosine for one in neighbours], [one.answer for one in neighbours]
+    ordered = sorted(cosines, reverse=True)
+    top, mean = ordered[0] if ordered else 0.0, sum(cosines) / max(len(cosines), 1)
     sharp = [math.exp(_SHARP * (cosine - top)) for cosine in cosines]
     flat = [math.exp(_FLAT * (cosine - top)) for cosine in cosines]
+    all_sharp, all_flat = sum(sharp), sum(flat)
     found = []
-    for place, one in enumerate(neighbours[:count]):
-        same = [at for at, other in enumerate(neighbours) if other.answer == one.answer]
-        rival = max((other.cosine for other in neighbours if other.answer != one.answer), default=one.cosine - 0.4)
-        next_one = max((cosine for at, cosine in enumerate(cosines) if at != place), default=one.cosine - 0.3)
+    for place, (cosine, answer) in enumerate(zip(cosines[:count], answers, strict=False)):
+        same = [at for at, other in enumerate(answers) if other == answer]
+        rival = max([cosines[at] for at, other in enumerate(answers) if other != answer], default=cosine - 0.4)
+        next_one = cosine - 0.3 if len(ordered) == 1 else ordered[1] if cosine == top else top
         found.append([
-            one.cosine, min(one.cosine - rival, 0.4), min(one.cosine - next_one, 0.3),
-            sum(sharp[at] for at in same) / sum(sharp), sum(flat[at] for at in same) / sum(flat),
-            len(same) / NEIGHBOURS, mean, one.cosine - mean, float(place == 1), float(place > 1),
+            cosine, min(cosine - rival, 0.4), min(cosine - next_one, 0.3),
+            sum([sharp[at] for at in same]) / all_sharp, sum([flat[at] for at in same]) / all_flat,
+            len(same) / NEIGHBOURS, mean, cosine - mean, float(place == 1), float(place > 1),
         ])
     return found
 

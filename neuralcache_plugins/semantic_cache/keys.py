@@ -125,11 +125,12 @@ def _is_plain(value: Any) -> bool:
     return kind in _PLAIN or (kind is list and all(map(_is_plain, value)))
 
 
+_JSON = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False)
 _PLAIN = frozenset({str, int, float, bool, type(None)})
 
 
 def _dumps(scope: Mapping[str, Any]) -> str:
     try:
-        return json.dumps(dict(scope), sort_keys=True, separators=(",", ":"), allow_nan=False)
+        return _JSON.encode(dict(scope))
     except (TypeError, ValueError) as error:
         raise InvalidInputError(f"scope must hold JSON values only: {error}") from error
