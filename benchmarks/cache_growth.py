@@ -5,8 +5,9 @@ nlupp-banking and the turns of mtrag as they were written, about 13,000, and, fo
 first half of one before the second half of another of the same set, which may make no sense but has real words in
 their usual places. Vectors are the local encoder's, made beforehand, so embedding costs nothing on either side.
 Rewordings follow fixed rules (``REWORDED``). A cache is filled, certified on rewordings and on other questions with
-known answers, and asked; what is asked for was in none of these. Times are medians: CPU of the calling thread (of the
-process for GPTCache, which searches in threads of its own), then wall.
+known answers, and asked; what is asked for was in none of these. Times are CPU of the calling thread (of the process
+for GPTCache, which searches in threads of its own), then wall: medians, first that of the quietest of ten rounds of 50
+calls, half a second apart, because whoever shares the machine may slow a round by half; behind it that of all.
 
 Beside it, ours with questions of invented words whose vectors are means of random ones: without any structure, the
 worst case for an index that follows neighbours.
@@ -30,7 +31,8 @@ from learning_sets import _lines, local_vectors
 
 from neuralcache_plugins import CacheSettings, SemanticCache
 
-ASKED = 300
+ROUNDS, EACH, PAUSE_SECONDS = 10, 50, 0.5
+ASKED = ROUNDS * EACH
 TAUGHT = 800
 """So many rewordings, and as many questions that nobody asked before, teach and certify."""
 
@@ -45,6 +47,10 @@ REWORDED: tuple[Callable[[str], str], ...] = (
     lambda said: f"I have a question, {said[:1].lower()}{said[1:]}",
     lambda said: f"{said.rstrip(' ?.!')}? Thanks a lot",
 )
+
+
+Timed = tuple[float, float, float, float]
+"""CPU in the quietest round, CPU and wall over all, medians in seconds; share of calls that found something."""
 
 
 class Questions:
@@ -75,8 +81,9 @@ def real(data: Path, count: int) -> Questions:
         said = list(dict.fromkeys([*said, *(_crossed(rng, sets) for _ in range(wanted - len(said)))]))
     said = [said[at] for at in rng.permutation(wanted)]
     known = set(said)
-    again = [(text, said[at]) for at in rng.permutation(count).tolist()
-             if (text := REWORDED[at % len(REWORDED)](said[at])) not in known][:ASKED + TAUGHT]
+    ways = ((said[at % count], REWORDED[(at + at // count) % len(REWORDED)])
+            for at in rng.permutation(len(REWORDED) * count).tolist())
+    again = [(text, one) for one, way in ways if (text := way(one)) not in known][:ASKED + TAUGHT]
     rows = local_vectors([*said, *(text for text, _ in again)])
     return Questions(said[:count], said[count:], again, rows)
 
@@ -120,24 +127,26 @@ def show_growth(sizes: Sequence[int], data: Path | None, gptcache: str | None) -
     _print(max(sizes), {f"invented, {name}": row for name, row in _ours(invented(max(sizes))).items()})
 
 
-def _print(size: int, timed: dict[str, tuple[float, float, float]]) -> None:
-    for name, (cpu, wall, found) in timed.items():
-        print(f"    {size:>7,} {name}: {1e3 * cpu:.4g} ms CPU, {1e3 * wall:.4g} ms wall ({100 * found:.0f} % hits)",
-              flush=True)
+def _print(size: int, timed: dict[str, Timed]) -> None:
+    for name, (quiet, cpu, wall, found) in timed.items():
+        print(f"    {size:>7,} {name}: {1e3 * quiet:.4g} ms CPU (all {1e3 * cpu:.4g}), {1e3 * wall:.4g} ms wall; "
+              f"{100 * found:.0f} % hits", flush=True)
 
 
-def _ours(made: Questions) -> dict[str, tuple[float, float, float]]:
+def _ours(made: Questions) -> dict[str, Timed]:
     settings = CacheSettings(max_error=0.05, audit_rate=0.02, max_entries=2 * len(made.cached) + 10_000)
     with tempfile.TemporaryDirectory() as folder, SemanticCache(
         made, store=f"sqlite:///{Path(folder) / 'c.db'}", settings=settings, seed=0
     ) as cache:
-        puts = [_seconds(lambda one=one: cache.put(one, f"answer {one}", scope=SCOPE)) for one in made.cached]
+        for one in made.cached[:-ASKED]:
+            cache.put(one, f"answer {one}", scope=SCOPE)
+        puts = _timed(lambda one: cache.put(one, f"answer {one}", scope=SCOPE), made.cached[-ASKED:])
         _teach(cache, made)
         while cache._semantic._nearest._builder.busy:  # an index over many entries is built beside the callers
             time.sleep(0.2)
         again, others = [said for said, _ in made.again[:ASKED]], made.others[:ASKED]
         timed = {
-            "ours, put": _medians(puts[-ASKED:]),
+            "ours, put": puts,
             "ours, exact": _asked(cache, made.cached[:ASKED]),
             "ours, exact again": _asked(cache, made.cached[:ASKED]),
             "ours, similar": _asked(cache, again),
@@ -174,18 +183,18 @@ def _show_index(cache: SemanticCache, made: Questions, asked: Sequence[str]) -> 
           f"{100 * np.mean(first):.1f} %, of the nearest eight {100 * np.mean(eight):.1f} %", flush=True)
 
 
-def _asked(cache: SemanticCache, questions: Sequence[str]) -> tuple[float, float, float]:
-    return _medians([_seconds(lambda one=one: cache.lookup(one, scope=SCOPE)) for one in questions])
+def _asked(cache: SemanticCache, questions: Sequence[str]) -> Timed:
+    return _timed(lambda one: cache.lookup(one, scope=SCOPE), questions)
 
 
-def _langchain(made: Questions) -> tuple[float, float, float]:
+def _langchain(made: Questions) -> Timed:
     cache = InMemoryCache()
     for question in made.cached:
         cache.update(question, "m", [Generation(text=f"answer {question}")])
-    return _medians([_seconds(lambda one=one: cache.lookup(one, "m")) for one in made.cached[:ASKED]])
+    return _timed(lambda one: cache.lookup(one, "m"), made.cached[:ASKED])
 
 
-def _gptcache(made: Questions, python: str) -> dict[str, tuple[float, float, float]]:
+def _gptcache(made: Questions, python: str) -> dict[str, Timed]:
     again, others = [said for said, _ in made.again[:ASKED]], made.others[:ASKED]
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "v.npy"
@@ -198,15 +207,20 @@ def _gptcache(made: Questions, python: str) -> dict[str, tuple[float, float, flo
         print(f"    GPTCache failed: {done.stderr.strip().splitlines()[-1]}")
         return {}
     told: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return {f"GPTCache, {name}": (cpu, wall, found) for name, (cpu, wall, found) in told.items()}
+    return {f"GPTCache, {name}": tuple(row) for name, row in told.items()}
 
 
-def _seconds(work: Callable[[], object]) -> tuple[float, float, bool]:
+def _timed(work: Callable[[str], object], cases: Sequence[str]) -> Timed:
+    rounds = []
+    for start in range(0, len(cases), EACH):
+        time.sleep(PAUSE_SECONDS)
+        rounds.append([_seconds(work, case) for case in cases[start:start + EACH]])
+    cpu, wall, found = zip(*(call for each in rounds for call in each), strict=True)
+    quiet = min(statistics.median(taken for taken, _, _ in each) for each in rounds)
+    return quiet, statistics.median(cpu), statistics.median(wall), sum(found) / len(found)
+
+
+def _seconds(work: Callable[[str], object], case: str) -> tuple[float, float, bool]:
     cpu, wall = time.thread_time(), time.perf_counter()
-    found = work()
+    found = work(case)
     return time.thread_time() - cpu, time.perf_counter() - wall, found is not None
-
-
-def _medians(calls: Sequence[tuple[float, float, bool]]) -> tuple[float, float, float]:
-    cpu, wall, found = zip(*calls, strict=True)
-    return statistics.median(cpu), statistics.median(wall), sum(found) / len(found)
