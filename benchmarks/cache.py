@@ -11,7 +11,8 @@ change half-way), ``calibrated`` (the first fifth is a log for ``calibrate``), `
 score, were the answers known), ``synthetic`` (known truth, coverage), ``speed``; by name only ``guards`` (what each
 guard would lose and stop as a veto, see ``cache_guards.py``), ``validity`` (see ``cache_validity.py``) and ``growth``
 (a whole cache on disk, see ``cache_growth.py``). ``--quick`` takes 2 runs of a shortened stream. ``--from`` is the
-first seed: 0 to 4, and 1,000 to 3,020 on banking77, were used in design, 10,005 too for when misses alarm.
+first seed: 0 to 4, and 1,000 to 3,020 on banking77, were used in design, 10,005 too for when misses alarm, and 10,057
+and 40,000 to 40,039 on squad for when they bring doubt.
 """
 
 from __future__ import annotations
@@ -290,7 +291,7 @@ def main() -> None:
     if "validity" in options.rows:
         print("validity")
         known = cache(partial(stream, options.data))
-        validate(options.file, options.sets, options.encoders, options.errors, options.runs,
+        validate(options.file, options.sets, options.encoders, options.errors, options.runs, options.kinds,
                  lambda name, encoder, allowed, seed, shift: play(
                      known(name, encoder), seed, CacheSettings(max_error=allowed), shift=shift))
     if "synthetic" in options.rows:
@@ -322,6 +323,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--rows", default="all")
     parser.add_argument("--errors", default=".01,.02,.05")
     parser.add_argument("--runs", "--seeds", type=int, default=5)
+    parser.add_argument("--kinds", default="stream,shift", help="what validity plays")
     parser.add_argument("--from", dest="first", type=int, default=0)
     parser.add_argument("--file", type=Path, default=Path("cache_validity.jsonl"))
     parser.add_argument("--sizes", default="1000,10000,100000")
@@ -330,6 +332,7 @@ def _options() -> argparse.Namespace:
     options = parser.parse_args()
     options.encoders = ["local", "minilm"] if options.encoder == "both" else [options.encoder]
     options.sets, options.errors = options.sets.split(","), [float(each) for each in options.errors.split(",")]
+    options.kinds = options.kinds.split(",")
     options.rows = ROWS if options.rows == "all" else options.rows.split(",")
     options.sizes = [int(each) for each in options.sizes.split(",")]
     if options.data is None and set(options.rows) - {"growth", "synthetic"}:

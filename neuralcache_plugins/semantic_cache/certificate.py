@@ -61,8 +61,8 @@ are right: one wrong answer begins that, five or six right ones in a row end it.
 SURPRISE_AT = 50_000.0
 """While candidates err no more than others of their score did, 50,000 labels pass in the mean before this alarm."""
 
-SURPRISE_DOUBTED = 500.0
-"""Here they are in doubt: a hundredth of the way."""
+SURPRISE_DOUBTED = 100.0
+"""Here they are in doubt already: that costs a few audits."""
 
 SURPRISE_SHARES = (0.1, 0.3, 0.5)
 """What it looks for: that so large a share of what used to be right has become wrong."""
