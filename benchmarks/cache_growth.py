@@ -1,7 +1,7 @@
 """What a lookup costs with 1,000 to 100,000 answers cached, beside LangChain's InMemoryCache and GPTCache.
 
 ``cache.py --rows growth`` calls this. With ``--data`` the questions are people's: those of banking77, squad,
-nlupp-banking and the turns of mtrag as they were written, about 13,000, and, for as many as are wanted beyond, the
+nlupp-banking and the turns of mtrag as they were written, about 15,000, and, for as many as are wanted beyond, the
 first half of one before the second half of another of the same set, which may make no sense but has real words in
 their usual places. Vectors are the local encoder's, made beforehand, so embedding costs nothing on either side.
 Rewordings follow fixed rules (``REWORDED``). A cache is filled, certified on rewordings and on other questions with
