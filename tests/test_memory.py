@@ -400,7 +400,7 @@ def test_a_document_is_the_better_known_the_more_feedback_passed_it_over():
     for name, times in (("seldom", 1), ("often", 5)):
         documents.pay(name, at=1.0, exposure=1.0)
         for _ in range(times):
-            documents.pass_over(name, 0.6)
+            documents.pass_over(documents.slots[name], 0.6)
 
     slots = documents.slots_of(["seldom", "often", "never"])
     assert documents.unknown(slots) == pytest.approx([2 / 2.6, 2 / 5, 1.0])

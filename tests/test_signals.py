@@ -90,7 +90,7 @@ def test_fast_association_equals_the_formula_in_its_docstring(n, seed):
 
     fast = signals.association(
         np.array([s for s, _ in rows], dtype=np.float32), np.array([w for _, w in rows], dtype=np.float32),
-        np.cumsum([0, *sizes[:-1]]), np.array(chosen), np.array(sizes, dtype=float), share, cold, unknown,
+        np.cumsum([0, *sizes[:-1]]), np.array(chosen), np.array(sizes), share, cold, unknown,
         mean=0.2, deviation=0.15,
     )
 
@@ -101,7 +101,7 @@ def test_far_questions_leave_the_cold_order_as_it_is():
     cold = np.array([0.7, 0.2, 0.1])
 
     evidence = signals.association(
-        np.array([0.0], dtype=np.float32), np.ones(1, dtype=np.float32), np.array([0]), np.array([2]), np.ones(1),
+        np.array([0.0], dtype=np.float32), np.ones(1, dtype=np.float32), np.array([0]), np.array([2]), np.array([1]),
         np.zeros(1), cold, np.ones(3), mean=0.2, deviation=0.15,
     )
 
@@ -113,7 +113,7 @@ def test_however_many_far_questions_agree_they_say_nothing():
 
     evidence = signals.association(
         np.full(many, 0.3, dtype=np.float32), np.ones(many, dtype=np.float32), np.array([0]), np.array([2]),
-        np.array([float(many)]), np.zeros(1), cold, np.ones(3), mean=0.2, deviation=0.15,
+        np.array([many]), np.zeros(1), cold, np.ones(3), mean=0.2, deviation=0.15,
     )
 
     assert np.exp(evidence) == pytest.approx(np.tile(cold, (3, 1)), abs=0.004)
@@ -123,7 +123,7 @@ def test_votes_leave_a_document_the_more_of_its_cold_chances_the_less_is_known_o
     cold = np.array([0.5, 0.3, 0.2])
 
     evidence = signals.association(
-        np.array([1.0], dtype=np.float32), np.ones(1, dtype=np.float32), np.array([0]), np.array([2]), np.ones(1),
+        np.array([1.0], dtype=np.float32), np.ones(1, dtype=np.float32), np.array([0]), np.array([2]), np.array([1]),
         np.zeros(1), cold, np.array([1.0, 0.5, 0.0]), mean=0.2, deviation=0.15,
     )
 
@@ -146,7 +146,7 @@ def test_the_score_that_moves_nothing_leaves_to_both_sides_what_the_cold_order_g
 
 def test_refused_questions_speak_against_a_document_the_more_the_nearer_they_are():
     near, far = (
-        signals.rejection(np.array([s], dtype=np.float32), np.ones(1, dtype=np.float32), np.array([0]), np.ones(1),
+        signals.rejection(np.array([s], dtype=np.float32), np.ones(1, dtype=np.float32), np.array([0]), np.array([1]),
                           mean=0.2, deviation=0.15)[0]
         for s in (0.95, 0.3)
     )
@@ -157,7 +157,7 @@ def test_refused_questions_speak_against_a_document_the_more_the_nearer_they_are
 def test_single_votes_add_up_to_the_association_and_single_refusals_to_the_rejection():
     rng = np.random.default_rng(5)
     similarity, weight = rng.uniform(0, 1, 12).astype(np.float32), rng.uniform(0, 1, 12).astype(np.float32)
-    starts, columns, remembered = np.array([0, 5, 8]), np.arange(3), np.array([5.0, 3.0, 4.0])
+    starts, columns, remembered = np.array([0, 5, 8]), np.arange(3), np.array([5, 3, 4])
     spread = {"mean": 0.2, "deviation": 0.15}
     cold = np.full(3, 1 / 3)
 

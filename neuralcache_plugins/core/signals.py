@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import numpy.typing as npt
 
@@ -27,9 +29,13 @@ the chances that the cold order gives it, however many votes there are: nobody h
 ``unmoved`` learning costs twice as much on scifact where nothing recurs, 0.005 where feedback is sparse."""
 
 SHARE_EXPONENT = 0.75
+MOST_REMEMBERED = 4096
+"""Questions of one document, at most; as in ``RerankSettings.questions_per_document``."""
 POPULARITY_DISCOUNT = 2.0
 EXPOSURE_PATIENCE = 10.0
 _WIDTHS = np.array(BANDWIDTHS, dtype=np.float32)[:, None]
+_CROWDING = (1.0 + np.arange(MOST_REMEMBERED + 1)) ** -SHARE_EXPONENT  # powers are slow
+_CUTS = np.array([FAR, NEAR], dtype=np.float32)[:, None, None]
 
 
 def fade(at: Array, now: float, *, half_life_seconds: float) -> Array:
@@ -52,9 +58,13 @@ def moved_towards(narrative: Vector | None, vector: Vector, *, rate: float) -> V
     """Return the unit moving average after one more step: a small one, so that one vote cannot take it over."""
     if narrative is None:
         return vector
-    step: Vector = np.float32(1.0 - rate) * narrative + np.float32(rate) * vector
-    length = float(np.sqrt(step.dot(step)))
-    return step / np.float32(length) if length > 0 else narrative
+    step: Vector = narrative * (1.0 - rate)
+    step += vector * rate
+    length = math.sqrt(step.dot(step))
+    if length == 0.0:
+        return narrative
+    step /= length
+    return step
 
 
 def association(
@@ -62,10 +72,10 @@ def association(
     weight: Vector,
     starts: npt.NDArray[np.int64],
     columns: npt.NDArray[np.int64],
-    remembered: Array,
+    remembered: npt.NDArray[np.int64],
     share: Array,
     cold: Array,
-    unknown: Array,
+    unknown: Array | None,
     *,
     mean: float,
     deviation: float,
@@ -75,7 +85,7 @@ def association(
     ``similarity`` and ``weight`` (m,) are the cosines and weights of all remembered questions of the candidates,
     grouped by candidate: group ``j`` begins at ``starts[j]`` and belongs to candidate ``columns[j]``, which keeps
     ``remembered[j]`` questions and has ``share[j]`` of all rewards. ``cold`` (n,) are probabilities; ``unknown`` (n,)
-    in [0, 1] says how little is known of a candidate, 0 for those with a group.
+    in [0, 1] says how little is known of a candidate, 0 for those with a group; None where each has one.
 
     A Nadaraya-Watson vote with a fallback: similarities in units of their own spread (so one default serves every
     encoder), x = (s - mean) / deviation; V = sum of weight * (exp((x - x*) / h) - exp((FAR - x*) / h))+, divided by
@@ -83,27 +93,34 @@ def association(
     evidence), of which ``UNKNOWN_KEPT`` * unknown * cold goes to candidates without a group, and the cold
     probabilities weighing as much as one question at x = ``NEAR``. O(m + n).
     """
-    standard = (similarity - np.float32(mean)) / np.float32(deviation)
-    top = max(NEAR, float(standard.max()))
-    mass = np.empty((len(BANDWIDTHS), len(standard)), dtype=np.float32)
+    # most calls are about a handful of candidates, where numpy costs by the call: hence few calls, most in place
+    mass = np.empty((len(BANDWIDTHS), len(similarity)), dtype=np.float32)
     narrow, middle, wide = mass  # each kernel is the square of the next wider one
-    np.exp(np.maximum(standard, np.float32(FAR)) - np.float32(top), out=wide)
+    np.subtract(similarity, mean, out=wide)
+    wide /= deviation
+    top = max(NEAR, float(wide.max()))
+    np.maximum(wide, FAR, out=wide)
+    wide -= top
+    np.exp(wide, out=wide)
     np.multiply(wide, wide, out=middle)
     np.multiply(middle, middle, out=narrow)
-    mass -= np.exp((FAR - top) / _WIDTHS)
+    floor, fallback = np.exp((_CUTS - top) / _WIDTHS)
+    mass -= floor
     mass *= weight
-    votes = np.add.reduceat(mass, starts, axis=1) * (1.0 + remembered) ** -SHARE_EXPONENT
-    excess = votes - POPULARITY_DISCOUNT * share * votes.sum(axis=1, keepdims=True)
-    fallback = np.exp((NEAR - top) / _WIDTHS)
-    belief = fallback * cold
-    kept = np.maximum(0.0, excess)
-    total = kept.sum(axis=1, keepdims=True)
-    spared = UNKNOWN_KEPT * unknown * cold
-    belief += total * spared
-    belief[:, columns] += (1.0 - spared.sum()) * kept
+    votes = np.add.reduceat(mass, starts, axis=1) * _CROWDING.take(remembered)
+    kept = votes - POPULARITY_DISCOUNT * share * np.add.reduce(votes, axis=1, keepdims=True)
+    np.maximum(kept, 0.0, out=kept)
+    total = np.add.reduce(kept, axis=1, keepdims=True)
+    belief: Array = fallback * cold
+    if unknown is None:
+        belief += kept
+    else:
+        spared = UNKNOWN_KEPT * unknown * cold
+        belief += total * spared
+        belief[:, columns] += (1.0 - np.add.reduce(spared)) * kept
     belief /= fallback + total
-    evidence: Array = np.log(belief + VOTE_FLOOR)
-    return evidence
+    belief += VOTE_FLOOR
+    return np.log(belief, out=belief)
 
 
 def unmoved(scores: Array, cold: Array) -> float:
@@ -136,7 +153,7 @@ def rejection(
     similarity: Vector,
     weight: Vector,
     starts: npt.NDArray[np.int64],
-    remembered: Array,
+    remembered: npt.NDArray[np.int64],
     *,
     mean: float,
     deviation: float,
@@ -145,7 +162,11 @@ def rejection(
 
     Arguments as in ``association``; the kernel is the middle one, cut off far above ``NEAR``. O(m).
     """
-    standard = (similarity - np.float32(mean)) / np.float32(deviation) - np.float32(NEAR)
-    mass = weight * np.exp(np.minimum(standard, np.float32(4.0)) * np.float32(2.0))
-    against: Array = -np.log1p(np.add.reduceat(mass, starts) * (1.0 + remembered) ** -SHARE_EXPONENT)
-    return against
+    mass = similarity - (mean + NEAR * deviation)
+    mass *= 2.0 / deviation
+    np.minimum(mass, 8.0, out=mass)
+    np.exp(mass, out=mass)
+    mass *= weight
+    against = np.add.reduceat(mass, starts) * _CROWDING.take(remembered)
+    np.log1p(against, out=against)
+    return np.negative(against, out=against)

@@ -81,22 +81,22 @@ class Nearness(NamedTuple):
 
 def log_softmax(values: Array) -> Array:
     """Return the logarithms of the probabilities that ``values`` (n,) stand for. O(n)."""
-    shifted = values - values.max()
-    result: Array = shifted - math.log(np.exp(shifted).sum())
-    return result
+    shifted: Array = values - np.maximum.reduce(values)
+    shifted -= math.log(np.add.reduce(np.exp(shifted)))
+    return shifted
 
 
-def plausibility(chances: Array, helped: npt.NDArray[np.bool_], *, noise: float) -> float:
+def plausibility(chances: Array, helped: Array | npt.NDArray[np.bool_], *, noise: float) -> float:
     """Return the probability in [0, 1] that feedback named the right documents and not some of the others shown.
 
     ``chances`` (k,), summing to 1, are those that each of the documents shown is right, ``helped`` (k,) says which
     were rewarded. The posterior under a uniform label noise of share ``noise`` (Patrini et al., CVPR 2017, correct the
     loss by it). Feedback that rewards everything shown accuses nothing, so it is plausible. O(k).
     """
-    others = len(helped) - int(np.count_nonzero(helped))
+    others = len(helped) - np.count_nonzero(helped)
     if others == 0:
         return 1.0
-    claimed = float(chances @ helped)
+    claimed = float(chances.dot(helped))
     right = (1.0 - noise) * claimed
     wrong = noise / others * (1.0 - claimed)
     return right / (right + wrong) if right > 0.0 else 0.0
@@ -128,7 +128,7 @@ class Trust:
     @property
     def value(self) -> float:
         """Return the trust in [0, 1) where it is highest: the logistic of the evidence beyond the burden of proof."""
-        return _logistic(float(self._evidence().max()) - BURDEN)
+        return _logistic(max(map(min, self.over_cold.tolist(), self.over_avoidance.tolist())) - BURDEN)
 
     @property
     def earned(self) -> bool:
@@ -182,17 +182,20 @@ class Trust:
         near the question the learned order made no claim, so there is nothing to grade.
         """
         place = hats(nearness.place, WEIGHT_KNOTS)
-        predicted = log_softmax(features @ (place @ self.weights))
-        helped = rewards > 0
-        if helped.all():
+        predicted = log_softmax(features.dot(place.dot(self.weights)))
+        helped = int(np.count_nonzero(rewards))
+        if helped == len(rewards):
             return predicted
-        target = rewards / rewards.sum()
+        target = rewards / np.add.reduce(rewards)
         if nearness.reach == 1.0:
-            self._grade(predicted, features[:, COLD], target, helped=int(helped.sum()), place=nearness.place,
+            self._grade(predicted, features[:, COLD], target, helped=helped, place=nearness.place,
                         weight=weight, novel=novel)
-        gradient = np.outer(place, weight * ((target - np.exp(predicted)) @ features))
+        gradient = place[:, None] * ((target - np.exp(predicted)).dot(features) * weight)
         self.squares += gradient * gradient
-        self.weights = np.maximum(0.0, self.weights + RATE * gradient / np.sqrt(self.squares))
+        gradient *= RATE
+        gradient /= np.sqrt(self.squares)
+        gradient += self.weights
+        self.weights = np.maximum(gradient, 0.0, out=gradient)
         return predicted
 
     def _evidence(self) -> Array:
@@ -201,19 +204,35 @@ class Trust:
     def _grade(self, predicted: Array, cold: Array, target: Array, *, helped: int, place: float,
                weight: float, novel: float) -> None:
         shown = len(target)
-        reading = SHARPNESS[:, None] * (cold - cold.max())
-        reading -= np.log(np.exp(reading).sum(axis=1, keepdims=True))
-        readings = reading @ target
-        belief = np.exp(self.sharpness_evidence - self.sharpness_evidence.max())
-        from_cold = math.log(float(belief @ np.exp(readings)) / float(belief.sum()))
+        readings = _readings(cold, target)
+        from_cold = _mixed(readings.tolist(), self.sharpness_evidence.tolist())
         self.sharpness_evidence = FORGETTING * (self.sharpness_evidence + weight * readings)
-        learned = float(np.log((1.0 - UNIFORM_SHARE) * np.exp(predicted) + UNIFORM_SHARE / shown) @ target)
-        shares = weight * hats(place, EVIDENCE_KNOTS)
+        chances = (1.0 - UNIFORM_SHARE) * np.exp(predicted)
+        chances += UNIFORM_SHARE / shown
+        learned = float(np.log(chances, out=chances).dot(target))
+        shares = (weight * hats(place, EVIDENCE_KNOTS)).tolist()
         gain = learned - from_cold
-        felt = gain * (1.0 + novel * (CAUTION - 1.0)) if gain < 0.0 else gain
+        felt = [gain * (1.0 + novel * (one - 1.0)) if gain < 0.0 else gain for one in CAUTION.tolist()]
         self.over_cold = _step(self.over_cold, felt, shares)
-        self.over_avoidance = _step(self.over_avoidance, learned + math.log(_avoidance(shown, helped)), shares)
+        avoided = learned + math.log(_avoidance(shown, helped))
+        self.over_avoidance = _step(self.over_avoidance, [avoided] * len(shares), shares)
         self.tests += 1
+
+
+def _readings(cold: Array, target: Array) -> Array:
+    """Return the log-probability (s,) of ``target`` (k,) that the cold order gives it, for each sharpness."""
+    depth = cold - np.maximum.reduce(cold)
+    readings = SHARPNESS * depth.dot(target)
+    readings -= np.log(np.add.reduce(np.exp(SHARPNESS[:, None] * depth), axis=1))
+    return readings
+
+
+def _mixed(readings: Sequence[float], evidence: Sequence[float]) -> float:
+    """Return the log-probability of a Bayes mixture: each of ``readings`` counts by its evidence, both logarithms."""
+    most = max(evidence)
+    beliefs = [math.exp(one - most) for one in evidence]
+    chances = [belief * math.exp(reading) for belief, reading in zip(beliefs, readings, strict=True)]
+    return math.log(sum(chances) / sum(beliefs))
 
 
 def _avoidance(shown: int, helped: int) -> float:
@@ -225,14 +244,12 @@ def _avoidance(shown: int, helped: int) -> float:
     return max(shown - helped, 2) if shown > 2 else 2
 
 
-def _step(evidence: Array, gain: Array | float, shares: Array) -> Array:
-    """Return the evidence after one more test; deeper than ``WORST`` it does not sink.
-
-    ``gain`` is one number for all knots, or one a knot.
-    """
-    kept = 1.0 - (1.0 - FORGETTING) * shares
-    stepped: Array = np.maximum(WORST, kept * evidence + (gain - COST) * shares)
-    return stepped
+def _step(evidence: Array, gains: Sequence[float], shares: Sequence[float]) -> Array:
+    """Return the evidence after one more test, all of it by knot; deeper than ``WORST`` it does not sink."""
+    return np.array([  # for so few numbers plain Python is faster than numpy
+        max(WORST, (1.0 - (1.0 - FORGETTING) * share) * one + (gain - COST) * share)
+        for one, gain, share in zip(evidence.tolist(), gains, shares, strict=True)
+    ])
 
 
 def _logistic(x: float) -> float:

@@ -14,6 +14,9 @@ from neuralcache_plugins.core import signals
 
 COLUMNS = ("credit", "exposure", "written_at", "rewards", "passed_over")
 
+FEW = 16
+"""Up to so many numbers plain Python is faster than numpy."""
+
 KNOWN_AFTER = 2.0
 """So many feedbacks that passed a document over make it half known."""
 
@@ -49,6 +52,8 @@ class Documents:
         """Return the standing of each slot in (-1, 1) as of ``now``; 0 for the unknown."""
         if not self.slots:
             return np.zeros(len(slots), dtype=np.float32)
+        if len(slots) <= FEW:
+            return np.array([self._standing(slot, now) for slot in slots], dtype=np.float32)
         chosen = np.array(slots, dtype=np.int64)
         fade = signals.fade(np.frombuffer(self.written_at)[chosen], now, half_life_seconds=self.half_life_seconds)
         standing = signals.pheromone(
@@ -59,7 +64,8 @@ class Documents:
 
     def shares(self, slots: npt.NDArray[np.int64]) -> Array:
         """Return the share of all rewards that each known slot has, as far as there are enough to tell."""
-        shares: Array = np.frombuffer(self.rewards)[slots] / (self.rewards_total + signals.POPULARITY_PRIOR)
+        shares: Array = np.frombuffer(self.rewards).take(slots)
+        shares /= self.rewards_total + signals.POPULARITY_PRIOR
         return shares
 
     def unknown(self, slots: Sequence[int]) -> Array:
@@ -87,13 +93,12 @@ class Documents:
             self.rewards_total += credit
         return evicted
 
-    def pass_over(self, document_id: str, weight: float) -> None:
-        """Note that feedback of ``weight`` on a ranking did not praise this document of it. O(1).
+    def pass_over(self, slot: int, weight: float) -> None:
+        """Note that feedback of ``weight`` on a ranking did not praise the document in ``slot``, if not -1. O(1).
 
         At whatever rank it was shown, so that documents always shown together stay equally known.
         """
-        slot = self.slots.get(document_id)
-        if slot is not None:
+        if slot >= 0:
             self.passed_over[slot] += weight
 
     def evict(self) -> int:
@@ -104,6 +109,15 @@ class Documents:
             getattr(self, name)[slot] = 0.0
         self.free.append(slot)
         return slot
+
+    def _standing(self, slot: int, now: float) -> float:
+        """Return what ``signals.pheromone`` does for one slot."""
+        if slot < 0:
+            return 0.0
+        fade = 2.0 ** (min(0.0, self.written_at[slot] - now) / self.half_life_seconds)
+        credit, exposure = self.credit[slot] * fade, self.exposure[slot] * fade
+        discounted = credit / (1.0 + max(0.0, exposure - abs(credit)) / signals.EXPOSURE_PATIENCE)
+        return discounted / (1.0 + abs(discounted))
 
     def _slot(self, document_id: str) -> tuple[int, int | None]:
         slot = self.slots.get(document_id)

@@ -23,7 +23,7 @@ class Near(NamedTuple):
     weight: Vector
     starts: Offsets
     columns: Offsets
-    remembered: Array
+    remembered: Offsets
 
 
 class Origin(NamedTuple):
@@ -47,35 +47,35 @@ class Questions:
         self.width = width
         self.capacity = capacity
         self.total = 0
-        self._rows: dict[int, Matrix] = {}
-        self._weights: dict[int, Vector] = {}
+        self._held: dict[int, tuple[Matrix, Vector]] = {}
         self.origins: dict[int, tuple[Origin, ...]] = {}
         """By slot, in the order in which ``near`` has the questions. ``Origin.learned`` tells what came later."""
         self._blocks: dict[int, tuple[Matrix, Vector]] = {}
+        """What ``_held`` shows the filled part of."""
 
     def near(self, slots: Sequence[int], question: Vector) -> Near | None:
         """Compare ``question`` with everything remembered for ``slots``, or return None if that is nothing.
 
         One matrix-vector product a candidate, without copying: O(remembered * width).
         """
-        if not self._rows:
+        held = list(map(self._held.get, slots))
+        found = [one for one in held if one is not None]
+        if not found:
             return None
-        held = list(map(self._rows.get, slots))
-        columns = [column for column, rows in enumerate(held) if rows is not None]
-        if not columns:
-            return None
-        compared = [rows.dot(question) for rows in held if rows is not None]
-        weight = np.concatenate([self._weights[slots[column]] for column in columns])
+        compared = [rows.dot(question) for rows, _ in found]
+        weight = np.concatenate([weights for _, weights in found])
         sizes = np.array(list(map(len, compared)))
-        starts = np.cumsum(sizes) - sizes
-        return Near(np.concatenate(compared), weight, starts, np.array(columns), sizes.astype(np.float64))
+        starts = sizes.cumsum()
+        starts -= sizes
+        columns = range(len(held)) if len(found) == len(held) else [at for at, one in enumerate(held) if one]
+        return Near(np.concatenate(compared), weight, starts, np.array(columns), sizes)
 
     def add(self, slot: int, question: Vector, weight: float, *, origin: Origin) -> None:
         """Remember one more question for ``slot``."""
-        rows = self._rows.get(slot)
-        count = 0 if rows is None else len(rows)
-        if rows is not None and count == self.capacity:
-            self._overwrite(slot, int(rows.dot(question).argmax()), question, weight, origin)
+        held = self._held.get(slot)
+        count = 0 if held is None else len(held[0])
+        if held is not None and count == self.capacity:
+            self._overwrite(slot, int(held[0].dot(question).argmax()), question, weight, origin)
             return
         block, weights = self._room(slot, count)
         block[count] = question
@@ -86,40 +86,43 @@ class Questions:
 
     def suppose(self, slot: int, question: Vector, weight: float, *, origin: Origin, share: float) -> None:
         """Remember a question as ``add`` does, beyond a share of the capacity only in place of a weaker one."""
-        weights = self._weights.get(slot)
-        if weights is None or len(weights) < share * self.capacity:
+        held = self._held.get(slot)
+        if held is None or len(held[1]) < share * self.capacity:
             self.add(slot, question, weight, origin=origin)
             return
+        weights = held[1]
         weakest = int(weights.argmin())
         if weights[weakest] < weight:
             self._overwrite(slot, weakest, question, weight, origin)
 
     def of(self, slot: int, number: int) -> tuple[Vector, float] | None:
         """Return one remembered question of ``slot`` and its weight, counting round and round; None if it has none."""
-        rows = self._rows.get(slot)
-        if rows is None:
+        held = self._held.get(slot)
+        if held is None:
             return None
-        return rows[number % len(rows)], float(self._weights[slot][number % len(rows)])
+        rows, weights = held
+        return rows[number % len(rows)], float(weights[number % len(rows)])
 
     def reweigh(self, near: Near, slots: Sequence[int], weight: Vector) -> None:
         """Replace the weights of everything in ``near``, which came from the same ``slots``."""
-        ends = [*near.starts[1:].tolist(), len(weight)]
-        for start, end, column in zip(near.starts.tolist(), ends, near.columns.tolist(), strict=True):
-            self._weights[slots[column]][:] = weight[start:end]
+        starts = near.starts.tolist()
+        for start, end, column in zip(starts, [*starts[1:], len(weight)], near.columns.tolist(), strict=True):
+            self._held[slots[column]][1][:] = weight[start:end]
 
     def fade(self, slot: int, kept: float, *, before: int | None = None) -> None:
         """Leave only the share ``kept`` of the weight of what ``slot`` remembers, if learned ``before`` a position."""
-        weights = self._weights.get(slot)
-        if weights is not None:
+        held = self._held.get(slot)
+        if held is not None:
             old = [before is None or origin.learned < before for origin in self.origins[slot]]
-            weights[old] *= np.float32(kept)
+            held[1][old] *= np.float32(kept)
 
     def take(self, slot: int, *, before: int) -> tuple[Matrix, tuple[Origin, ...]]:
         """Forget for ``slot`` what was learned before a position, and return it: vectors (n, width) and origins."""
-        rows = self._rows.get(slot)
-        if rows is None:
+        held = self._held.get(slot)
+        if held is None:
             return _zeros(0, self.width), ()
-        weights, origins = self._weights[slot], self.origins[slot]
+        rows, weights = held
+        origins = self.origins[slot]
         old = np.array([origin.learned < before for origin in origins])
         taken = rows[old], tuple([one for one, gone in zip(origins, old.tolist(), strict=True) if gone])
         self.drop(slot)
@@ -130,20 +133,20 @@ class Questions:
 
     def rows(self, slot: int) -> Matrix:
         """Return the vectors (n, width) of what ``slot`` remembers."""
-        rows = self._rows.get(slot)
-        return _zeros(0, self.width) if rows is None else rows
+        held = self._held.get(slot)
+        return _zeros(0, self.width) if held is None else held[0]
 
     def drop(self, slot: int) -> None:
         """Forget everything remembered for ``slot``."""
-        rows = self._rows.pop(slot, None)
-        if rows is not None:
-            self.total -= len(rows)
-            del self._weights[slot], self.origins[slot], self._blocks[slot]
+        held = self._held.pop(slot, None)
+        if held is not None:
+            self.total -= len(held[0])
+            del self.origins[slot], self._blocks[slot]
 
     def groups(self) -> Iterator[tuple[int, Matrix, Vector, tuple[Origin, ...]]]:
         """Yield slot, rows, weights and origins of every document that has some."""
-        for slot, rows in self._rows.items():
-            yield slot, rows, self._weights[slot], self.origins[slot]
+        for slot, (rows, weights) in self._held.items():
+            yield slot, rows, weights, self.origins[slot]
 
     def restore(self, slot: int, rows: Matrix, weights: Vector, origins: Sequence[Origin]) -> None:
         """Put back what ``groups`` gave."""
@@ -160,8 +163,9 @@ class Questions:
         self.total += len(rows)
 
     def _overwrite(self, slot: int, place: int, question: Vector, weight: float, origin: Origin) -> None:
-        self._rows[slot][place] = question
-        self._weights[slot][place] = weight
+        rows, weights = self._held[slot]
+        rows[place] = question
+        weights[place] = weight
         known = self.origins[slot]
         self.origins[slot] = (*known[:place], origin, *known[place + 1 :])
 
@@ -177,8 +181,7 @@ class Questions:
 
     def _view(self, slot: int, count: int) -> None:
         block, weights = self._blocks[slot]
-        self._rows[slot] = block[:count]
-        self._weights[slot] = weights[:count]
+        self._held[slot] = block[:count], weights[:count]
 
 
 class Slopes:
@@ -194,28 +197,33 @@ class Slopes:
     def scores(self, slots: Sequence[int], question: Vector) -> Array:
         """Return each slot's model for ``question``, (n,); 0 for slots that never learned, such as -1. O(n * width)."""
         chosen = np.array(slots, dtype=np.int64)
-        chosen[chosen >= len(self.rows)] = -1
-        scores: Array = (self.rows[chosen] @ question).astype(np.float64)
-        scores[chosen < 0] = 0.0
+        scores: Array = self.rows.take(chosen, axis=0, mode="clip").dot(question).astype(np.float64)
+        if min(slots) < 0 or max(slots) >= len(self.rows):
+            scores[(chosen < 0) | (chosen >= len(self.rows))] = 0.0
         return scores
 
-    def move(self, slots: Sequence[int], question: Vector, amounts: Array) -> None:
+    def move(self, slots: Sequence[int], question: Vector, amounts: Sequence[float]) -> None:
         """Add ``amounts`` (n,) times ``question`` to the slots' models; of a slot named twice the last counts."""
         self._grow(max(slots) + 1)
-        self.rows[slots] += amounts.astype(np.float32)[:, None] * question
+        chosen = np.array(slots)
+        moved = self.rows.take(chosen, axis=0)
+        moved += np.array(amounts, dtype=np.float32)[:, None] * question
+        self.rows[chosen] = moved
 
     def rehearse(self, slots: Sequence[int], questions: Matrix, rates: Vector) -> None:
         """Move the slots' models so that each of ``questions`` (n, width) speaks for its own slot, and not for another.
 
         One step on the listwise log-loss, of the size ``rates`` (n,), for all at once. O(n^2 * width).
         """
-        models = self.rows[slots]
-        scores = questions @ models.T
-        scores -= scores.max(axis=1, keepdims=True)
-        steps = np.exp(scores)
-        steps *= -rates[:, None] / steps.sum(axis=1, keepdims=True)
-        steps[np.diag_indices(len(slots))] += rates
-        self.rows[slots] = models + steps.T @ questions
+        chosen = np.array(slots)
+        models = self.rows.take(chosen, axis=0)
+        steps = questions.dot(models.T)
+        steps -= np.maximum.reduce(steps, axis=1, keepdims=True)
+        np.exp(steps, out=steps)
+        steps *= (-rates / np.add.reduce(steps, axis=1))[:, None]
+        steps.ravel()[:: len(chosen) + 1] += rates  # the diagonal
+        models += steps.T.dot(questions)
+        self.rows[chosen] = models
 
     def tell_apart(self, slot: int, other: int, questions: Matrix, rate: float) -> None:
         """Move two models so that ``questions`` (n, width), one after the other, speak for ``slot`` and not ``other``.

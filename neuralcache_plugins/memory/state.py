@@ -139,8 +139,12 @@ class Spread:
         """Compare one more question with the most recent ones."""
         filled = min(self.seen, self.RECENT)
         highest = self.mean + 2.0 * self.deviation
-        # plain Python: for 32 numbers it is faster than numpy
-        off = [min(one, highest) - self.mean for one in self.recent[:filled].dot(question).tolist() if one < REPEAT]
+        # plain Python: for 32 numbers it is faster than numpy, and a comparison faster than min()
+        mean = self.mean
+        off = [
+            (one if one < highest else highest) - mean
+            for one in self.recent[:filled].dot(question).tolist() if one < REPEAT
+        ]
         if off:
             step = 1.0 / (self.count + 1.0)
             self.mean += step * (sum(off) / len(off))
@@ -148,7 +152,9 @@ class Spread:
             self.count = min(self.MEMORY, self.count + 1.0)
         self.recent[self.seen % self.RECENT] = question
         self.seen += 1
-        self.centre += (question - self.centre) / np.float32(min(self.seen + 10.0, self.SETTLED))
+        step_to = question - self.centre
+        step_to /= min(self.seen + 10.0, self.SETTLED)
+        self.centre += step_to
 
 
 class Learner:
@@ -219,25 +225,34 @@ class LearnedState:
         table[:, 6] = narrative
         table[:, LINEAR] = learner.slopes.scores(slots, question - learner.spread.centre)
         probability = np.exp(cold)
-        probability /= probability.sum()
+        probability /= np.add.reduce(probability)
         mean, deviation = learner.spread.mean, learner.spread.deviation
         near = learner.helped.near(slots, question)
         if near is None:
             table[:, 1:4] = np.log(probability + signals.VOTE_FLOOR)[:, None]
         else:
-            share = self.documents.shares(np.array(slots)[near.columns])
-            unknown = self.documents.unknown(slots)
-            unknown[near.columns] = 0.0
+            share = self.documents.shares(np.array(slots).take(near.columns))
+            unknown = self._unknown(slots, near)
             table[:, 1:4] = signals.association(
                 *near, share=share, cold=probability, unknown=unknown, mean=mean, deviation=deviation
             ).T
-            table[:, LINEAR] += unknown * signals.unmoved(table[near.columns, LINEAR], probability[near.columns])
+            if unknown is not None:
+                neutral = signals.unmoved(table[near.columns, LINEAR], probability[near.columns])
+                table[:, LINEAR] += unknown * neutral
         refused = learner.failed.near(slots, question)
         if refused is not None:
             table[refused.columns, 4] = signals.rejection(
                 refused.similarity, refused.weight, refused.starts, refused.remembered, mean=mean, deviation=deviation
             )
         return Features(table, near, refused)
+
+    def _unknown(self, slots: Sequence[int], near: Near) -> Array | None:
+        """Return how little is known of each slot, 0 for those in ``near``; None where all of them are."""
+        if len(near.columns) == len(slots):
+            return None
+        unknown = self.documents.unknown(slots)
+        unknown[near.columns] = 0.0
+        return unknown
 
     # writing: fold and what it calls
 
@@ -311,44 +326,43 @@ class LearnedState:
             pheromone=self.documents.pheromones(slots, event.at),
             narrative=narrative,
         )
-        reward = np.array([rewards.get(name, 0.0) for name in names])
-        for name in names:
-            if rewards.get(name, 0.0) <= 0.0:
-                self.documents.pass_over(name, weight)
-        helped = np.maximum(0.0, reward)
+        told = [rewards.get(name, 0.0) for name in names]
+        for slot, value in zip(slots, told, strict=True):
+            if value <= 0.0:
+                self.documents.pass_over(slot, weight)
+        praised = [name for name, value in zip(names, told, strict=True) if value > 0.0]
         plausible = 1.0
-        if helped.any():
-            learner.fruitless.told(
-                ranking.document_ids[0], [name for name in names if rewards.get(name, 0.0) > 0], weight=weight
-            )
+        if praised:
+            learner.fruitless.told(ranking.document_ids[0], praised, weight=weight)
+            helped = np.maximum(told, 0.0)
+            target = helped / np.add.reduce(helped)
             noise = learner.changes.noise
             nearness = learner.nearness(near)
-            known = 0.0 if near is None else float(helped[near.columns].sum() / helped.sum())
+            known = 0.0 if near is None else float(np.add.reduce(target.take(near.columns)))
             predicted = learner.trust.test_and_learn(
                 features, helped, nearness=nearness, weight=weight, novel=1.0 - known
             )
             chances = np.exp(predicted)
             # where memory knows nothing near it cannot tell what is plausible
-            plausible -= nearness.reach * (1.0 - plausibility(chances, helped > 0, noise=noise))
+            plausible -= nearness.reach * (1.0 - plausibility(chances, helped > 0.0, noise=noise))
             learner.course.observe(learner.trust, feedback=self.feedback, at=event.at)
             if near is not None:
                 self._judge(learner, near, slots, helped, chances, weight)
                 first = int(predicted.argmax())
-                shares = (helped / helped.sum()).tolist()
-                right = {name: share for name, share in zip(names, shares, strict=True) if share > 0}
+                right = {name: share for name, share in zip(names, target.tolist(), strict=True) if share > 0}
                 learner.successors.observe(names[first], right)
                 self._check(learner, names[first], missed=names[first] not in right, weight=weight)
-            if not helped.all():
+            if len(praised) < len(names):
                 chances = np.exp(log_softmax(features[:, COLD] + features[:, LINEAR]))
                 rate = weight * plausible * SLOPE_RATE
-                self._move(learner, slots, question, rate * (helped / helped.sum() - chances))
+                self._move(learner, slots, question, rate * (target - chances))
         origin = Origin(self.position, self.position)
-        for slot, value in zip(slots, reward.tolist(), strict=True):
+        for slot, value in zip(slots, told, strict=True):
             if value > 0:
                 learner.helped.add(slot, question, plausible * value, origin=origin)
             elif value < 0:
                 learner.failed.add(slot, question, -value, origin=origin)
-        if helped.any() and noise > REHEARSAL_NOISE:
+        if praised and noise > REHEARSAL_NOISE:
             self._rehearse(learner, slots)
         self._make_room(learner)
 
@@ -367,14 +381,21 @@ class LearnedState:
 
         ``helped`` and ``chances`` (k,) are the rewards of the documents shown and the chances that they were given.
         """
-        standard = (near.similarity - learner.spread.mean) / learner.spread.deviation
-        closeness = np.exp((standard - max(signals.NEAR, float(standard.max()))) / JUDGED_WIDTH)
-        closeness[standard < signals.FAR] = 0.0
-        sizes = near.remembered.astype(np.int64)
-        agrees = helped[near.columns] > 0
-        rate = weight * np.where(agrees, PRAISE, BLAME * chances[near.columns])
-        step = closeness * np.repeat(rate, sizes) * (np.repeat(agrees, sizes) - near.weight)
-        learner.helped.reweigh(near, slots, (near.weight + step).astype(np.float32))
+        step = near.similarity - learner.spread.mean
+        step /= learner.spread.deviation
+        far = step < signals.FAR
+        step -= max(signals.NEAR, float(step.max()))
+        step /= JUDGED_WIDTH
+        np.exp(step, out=step)
+        step[far] = 0.0
+        rates = BLAME * weight * chances
+        rates[helped > 0.0] = PRAISE * weight
+        step *= rates.take(near.columns).repeat(near.remembered)
+        moved = near.weight - near.weight * step
+        for column, start, size in zip(near.columns.tolist(), near.starts.tolist(), near.remembered.tolist(), strict=True):
+            if helped[column] > 0.0:  # these are drawn to 1, the others to 0
+                moved[start : start + size] += step[start : start + size]
+        learner.helped.reweigh(near, slots, moved)
 
     def _check(self, learner: Learner, name: str, *, missed: bool, weight: float) -> None:
         """See whether the document that memory put first has changed; what was learned of it is then of the past."""
@@ -462,16 +483,18 @@ class LearnedState:
         near = learner.helped.near(slots, question)
         if near is not None:
             standard = (near.similarity - learner.spread.mean) / learner.spread.deviation
-            closeness = np.clip((standard - SILENT_NEAR) / 2.0, 0.0, 1.0)
-            kept = near.weight * (1.0 - weight * SILENT_RATE * closeness)
-            learner.helped.reweigh(near, slots, kept.astype(np.float32))
+            closeness = np.minimum(np.maximum((standard - SILENT_NEAR) / 2.0, 0.0), 1.0)
+            learner.helped.reweigh(near, slots, near.weight * (1.0 - weight * SILENT_RATE * closeness))
         chances = np.exp(log_softmax(learner.slopes.scores(slots, question - learner.spread.centre)))
         self._move(learner, slots, question, -SLOPE_RATE * weight * chances)
 
     def _move(self, learner: Learner, slots: list[int], question: Vector, amounts: Array) -> None:
         """Move linear models. A document has one from when it first helped: praise of another moves no bystander."""
-        begun = np.array([self.documents.rewards[slot] > 0 for slot in slots])
-        learner.slopes.move(slots, question - learner.spread.centre, amounts * begun)
+        rewards = self.documents.rewards
+        moved = [(slot, amount) for slot, amount in zip(slots, amounts.tolist(), strict=True) if rewards[slot] > 0]
+        if moved:
+            begun, steps = zip(*moved, strict=True)
+            learner.slopes.move(begun, question - learner.spread.centre, steps)
 
     def _pay(self, document_id: str, *, at: float, credit: float = 0.0, exposure: float = 0.0) -> None:
         evicted = self.documents.pay(document_id, at=at, credit=credit, exposure=exposure)
