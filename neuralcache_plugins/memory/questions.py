@@ -13,17 +13,24 @@ from neuralcache_plugins.contracts import Array, Matrix, Vector
 
 FIRST_CAPACITY = 4
 FIRST_SLOPES = 16
+FIRST_WEIGHTS = 64
+COPIES = 2
+"""Copying a row costs as much as this many products with one."""
 Offsets = npt.NDArray[np.int64]
 
 
 class Near(NamedTuple):
-    """All remembered questions of some candidates, compared with one question; see ``core.signals.association``."""
+    """All remembered questions of some candidates, compared with one question; see ``core.signals.association``.
+
+    ``places`` (m,) is where their weights are kept, for ``Questions.reweigh`` before anything is added.
+    """
 
     similarity: Vector
     weight: Vector
     starts: Offsets
     columns: Offsets
     remembered: Offsets
+    places: Offsets
 
 
 class Origin(NamedTuple):
@@ -36,39 +43,52 @@ class Origin(NamedTuple):
     learned: int
 
 
+_NOTHING = np.zeros((0, 0), dtype=np.float32), 0
+
+
 class Questions:
     """For each document (a slot number) up to ``capacity`` question vectors with weights and origins.
 
     When a document is full, the remembered question nearest to the new one makes room: what it knew, the new one
     knows too. Blocks grow by doubling, so a document with one question costs four rows.
+
+    Vectors have a block for each document. The weights of all documents stand in one array: they are read and written
+    for many documents at once, where an array for each would cost more than the numbers in it.
     """
 
     def __init__(self, *, width: int, capacity: int) -> None:
         self.width = width
         self.capacity = capacity
         self.total = 0
-        self._held: dict[int, tuple[Matrix, Vector]] = {}
+        self._held: dict[int, tuple[Matrix, int]] = {}
+        """By slot, the filled part of its block, and where its weights begin."""
         self.origins: dict[int, tuple[Origin, ...]] = {}
         """By slot, in the order in which ``near`` has the questions. ``Origin.learned`` tells what came later."""
-        self._blocks: dict[int, tuple[Matrix, Vector]] = {}
-        """What ``_held`` shows the filled part of."""
+        self._blocks: dict[int, Matrix] = {}
+        self._weights: Vector = np.zeros(FIRST_WEIGHTS, dtype=np.float32)
+        self._claimed = 0
 
     def near(self, slots: Sequence[int], question: Vector) -> Near | None:
         """Compare ``question`` with everything remembered for ``slots``, or return None if that is nothing.
 
         One matrix-vector product a candidate, without copying: O(remembered * width).
         """
+        if not self._held:
+            return None
         held = list(map(self._held.get, slots))
         found = [one for one in held if one is not None]
         if not found:
             return None
         compared = [rows.dot(question) for rows, _ in found]
-        weight = np.concatenate([weights for _, weights in found])
         sizes = np.array(list(map(len, compared)))
         starts = sizes.cumsum()
         starts -= sizes
+        places = (np.array([begin for _, begin in found]) - starts).repeat(sizes)
+        places += np.arange(len(places))
         columns = range(len(held)) if len(found) == len(held) else [at for at, one in enumerate(held) if one]
-        return Near(np.concatenate(compared), weight, starts, np.array(columns), sizes)
+        return Near(
+            np.concatenate(compared), self._weights.take(places), starts, np.array(columns), sizes, places
+        )
 
     def add(self, slot: int, question: Vector, weight: float, *, origin: Origin) -> None:
         """Remember one more question for ``slot``."""
@@ -77,20 +97,19 @@ class Questions:
         if held is not None and count == self.capacity:
             self._overwrite(slot, int(held[0].dot(question).argmax()), question, weight, origin)
             return
-        block, weights = self._room(slot, count)
+        block, begin = self._room(slot, count)
         block[count] = question
-        weights[count] = weight
-        self._view(slot, count + 1)
+        self._weights[begin + count] = weight
+        self._held[slot] = block[: count + 1], begin
         self.origins[slot] = (*self.origins.get(slot, ()), origin)
         self.total += 1
 
     def suppose(self, slot: int, question: Vector, weight: float, *, origin: Origin, share: float) -> None:
         """Remember a question as ``add`` does, beyond a share of the capacity only in place of a weaker one."""
-        held = self._held.get(slot)
-        if held is None or len(held[1]) < share * self.capacity:
+        weights = self._weights_of(slot)
+        if len(weights) < share * self.capacity:
             self.add(slot, question, weight, origin=origin)
             return
-        weights = held[1]
         weakest = int(weights.argmin())
         if weights[weakest] < weight:
             self._overwrite(slot, weakest, question, weight, origin)
@@ -100,29 +119,27 @@ class Questions:
         held = self._held.get(slot)
         if held is None:
             return None
-        rows, weights = held
-        return rows[number % len(rows)], float(weights[number % len(rows)])
+        rows, begin = held
+        place = number % len(rows)
+        return rows[place], float(self._weights[begin + place])
 
-    def reweigh(self, near: Near, slots: Sequence[int], weight: Vector) -> None:
-        """Replace the weights of everything in ``near``, which came from the same ``slots``."""
-        starts = near.starts.tolist()
-        for start, end, column in zip(starts, [*starts[1:], len(weight)], near.columns.tolist(), strict=True):
-            self._held[slots[column]][1][:] = weight[start:end]
+    def reweigh(self, near: Near, weight: Vector) -> None:
+        """Replace the weights (m,) of everything in ``near``; nothing may have been added or dropped since."""
+        self._weights[near.places] = weight
 
     def fade(self, slot: int, kept: float, *, before: int | None = None) -> None:
         """Leave only the share ``kept`` of the weight of what ``slot`` remembers, if learned ``before`` a position."""
-        held = self._held.get(slot)
-        if held is not None:
+        weights = self._weights_of(slot)
+        if len(weights):
             old = [before is None or origin.learned < before for origin in self.origins[slot]]
-            held[1][old] *= np.float32(kept)
+            weights[old] *= np.float32(kept)
 
     def take(self, slot: int, *, before: int) -> tuple[Matrix, tuple[Origin, ...]]:
         """Forget for ``slot`` what was learned before a position, and return it: vectors (n, width) and origins."""
         held = self._held.get(slot)
         if held is None:
             return _zeros(0, self.width), ()
-        rows, weights = held
-        origins = self.origins[slot]
+        rows, weights, origins = held[0], self._weights_of(slot), self.origins[slot]
         old = np.array([origin.learned < before for origin in origins])
         taken = rows[old], tuple([one for one, gone in zip(origins, old.tolist(), strict=True) if gone])
         self.drop(slot)
@@ -145,43 +162,63 @@ class Questions:
 
     def groups(self) -> Iterator[tuple[int, Matrix, Vector, tuple[Origin, ...]]]:
         """Yield slot, rows, weights and origins of every document that has some."""
-        for slot, (rows, weights) in self._held.items():
-            yield slot, rows, weights, self.origins[slot]
+        for slot, (rows, _) in self._held.items():
+            yield slot, rows, self._weights_of(slot), self.origins[slot]
 
     def restore(self, slot: int, rows: Matrix, weights: Vector, origins: Sequence[Origin]) -> None:
         """Put back what ``groups`` gave."""
         capacity = FIRST_CAPACITY
         while capacity < len(rows):
             capacity *= 2
-        block = np.zeros((min(capacity, self.capacity), self.width), dtype=np.float32)
-        kept = np.zeros(len(block), dtype=np.float32)
+        block, begin = self._new_block(slot, min(capacity, self.capacity))
         block[: len(rows)] = rows
-        kept[: len(rows)] = weights
-        self._blocks[slot] = block, kept
-        self._view(slot, len(rows))
+        self._weights[begin : begin + len(rows)] = weights
+        self._held[slot] = block[: len(rows)], begin
         self.origins[slot] = tuple(origins)
         self.total += len(rows)
 
     def _overwrite(self, slot: int, place: int, question: Vector, weight: float, origin: Origin) -> None:
-        rows, weights = self._held[slot]
+        rows, begin = self._held[slot]
         rows[place] = question
-        weights[place] = weight
+        self._weights[begin + place] = weight
         known = self.origins[slot]
         self.origins[slot] = (*known[:place], origin, *known[place + 1 :])
 
-    def _room(self, slot: int, count: int) -> tuple[Matrix, Vector]:
-        block, weights = self._blocks.get(slot) or (_zeros(0, self.width), np.zeros(0, dtype=np.float32))
-        if count == len(block):
-            size = min(self.capacity, max(FIRST_CAPACITY, 2 * count))
-            grown = _zeros(size, self.width), np.zeros(size, dtype=np.float32)
-            grown[0][:count] = block
-            grown[1][:count] = weights
-            block, weights = self._blocks[slot] = grown
-        return block, weights
+    def _weights_of(self, slot: int) -> Vector:
+        """Return the slot's weights (n,), to read or write."""
+        rows, begin = self._held.get(slot, _NOTHING)
+        return self._weights[begin : begin + len(rows)]
 
-    def _view(self, slot: int, count: int) -> None:
-        block, weights = self._blocks[slot]
-        self._held[slot] = block[:count], weights[:count]
+    def _room(self, slot: int, count: int) -> tuple[Matrix, int]:
+        """Return the slot's block, with room for more than ``count``, and where its weights begin."""
+        block = self._blocks.get(slot)
+        if block is not None and count < len(block):
+            return block, self._held[slot][1]
+        grown, begin = self._new_block(slot, min(self.capacity, max(FIRST_CAPACITY, 2 * count)))
+        if block is not None:
+            grown[:count] = block
+            self._weights[begin : begin + count] = self._weights_of(slot)
+        return grown, begin
+
+    def _new_block(self, slot: int, size: int) -> tuple[Matrix, int]:
+        """Give the slot a block of ``size`` zeros, and claim as much room for its weights; what it had stays held."""
+        if self._claimed + size > len(self._weights):
+            self._close_ranks(size)
+        begin = self._claimed
+        self._claimed += size
+        self._blocks[slot] = block = _zeros(size, self.width)
+        return block, begin
+
+    def _close_ranks(self, more: int) -> None:
+        """Move the weights together, where blocks that grew or went have left gaps, and make room for many ``more``."""
+        room = sum(map(len, self._blocks.values()))
+        moved = np.zeros(max(FIRST_WEIGHTS, 2 * (room + more)), dtype=np.float32)
+        self._claimed = 0
+        for slot, (rows, _) in self._held.items():
+            moved[self._claimed : self._claimed + len(rows)] = self._weights_of(slot)
+            self._held[slot] = rows, self._claimed
+            self._claimed += len(self._blocks[slot])
+        self._weights = moved
 
 
 class Slopes:
@@ -197,10 +234,13 @@ class Slopes:
     def scores(self, slots: Sequence[int], question: Vector) -> Array:
         """Return each slot's model for ``question``, (n,); 0 for slots that never learned, such as -1. O(n * width)."""
         chosen = np.array(slots, dtype=np.int64)
-        scores: Array = self.rows.take(chosen, axis=0, mode="clip").dot(question).astype(np.float64)
+        if COPIES * len(slots) < len(self.rows):
+            scores = self.rows.take(chosen, axis=0, mode="clip").dot(question)
+        else:  # all models at once: more products, but no copy of the rows
+            scores = self.rows.dot(question).take(chosen, mode="clip")
         if min(slots) < 0 or max(slots) >= len(self.rows):
             scores[(chosen < 0) | (chosen >= len(self.rows))] = 0.0
-        return scores
+        return scores.astype(np.float64)
 
     def move(self, slots: Sequence[int], question: Vector, amounts: Sequence[float]) -> None:
         """Add ``amounts`` (n,) times ``question`` to the slots' models; of a slot named twice the last counts."""

@@ -234,7 +234,7 @@ class LearnedState:
             share = self.documents.shares(np.array(slots).take(near.columns))
             unknown = self._unknown(slots, near)
             table[:, 1:4] = signals.association(
-                *near, share=share, cold=probability, unknown=unknown, mean=mean, deviation=deviation
+                *near[:5], share=share, cold=probability, unknown=unknown, mean=mean, deviation=deviation
             ).T
             if unknown is not None:
                 neutral = signals.unmoved(table[near.columns, LINEAR], probability[near.columns])
@@ -347,7 +347,7 @@ class LearnedState:
             plausible -= nearness.reach * (1.0 - plausibility(chances, helped > 0.0, noise=noise))
             learner.course.observe(learner.trust, feedback=self.feedback, at=event.at)
             if near is not None:
-                self._judge(learner, near, slots, helped, chances, weight)
+                self._judge(learner, near, helped, chances, weight)
                 first = int(predicted.argmax())
                 right = {name: share for name, share in zip(names, target.tolist(), strict=True) if share > 0}
                 learner.successors.observe(names[first], right)
@@ -375,7 +375,7 @@ class LearnedState:
         learner.slopes.rehearse(list(found), questions, rates)
 
     def _judge(
-        self, learner: Learner, near: Near, slots: list[int], helped: Array, chances: Array, weight: float
+        self, learner: Learner, near: Near, helped: Array, chances: Array, weight: float
     ) -> None:
         """Move the weights of near votes: up where this feedback agrees with them, else down by what they claimed.
 
@@ -392,10 +392,10 @@ class LearnedState:
         rates[helped > 0.0] = PRAISE * weight
         step *= rates.take(near.columns).repeat(near.remembered)
         moved = near.weight - near.weight * step
-        for column, start, size in zip(near.columns.tolist(), near.starts.tolist(), near.remembered.tolist(), strict=True):
+        for start, column, size in zip(*[one.tolist() for one in near[2:5]], strict=True):
             if helped[column] > 0.0:  # these are drawn to 1, the others to 0
                 moved[start : start + size] += step[start : start + size]
-        learner.helped.reweigh(near, slots, moved)
+        learner.helped.reweigh(near, moved)
 
     def _check(self, learner: Learner, name: str, *, missed: bool, weight: float) -> None:
         """See whether the document that memory put first has changed; what was learned of it is then of the past."""
@@ -484,7 +484,7 @@ class LearnedState:
         if near is not None:
             standard = (near.similarity - learner.spread.mean) / learner.spread.deviation
             closeness = np.minimum(np.maximum((standard - SILENT_NEAR) / 2.0, 0.0), 1.0)
-            learner.helped.reweigh(near, slots, near.weight * (1.0 - weight * SILENT_RATE * closeness))
+            learner.helped.reweigh(near, near.weight * (1.0 - weight * SILENT_RATE * closeness))
         chances = np.exp(log_softmax(learner.slopes.scores(slots, question - learner.spread.centre)))
         self._move(learner, slots, question, -SLOPE_RATE * weight * chances)
 
