@@ -298,6 +298,93 @@ def test_what_was_learned_before_a_position_can_be_taken_away(learned, before):
     assert questions.total == len(left)
 
 
+class PlainQuestions:
+    """``Questions`` the obvious way: for each document a list of [vector, weight, origin]."""
+
+    def __init__(self, capacity):
+        self.capacity, self.known = capacity, {}
+
+    def add(self, slot, vector, weight, origin):
+        rows = self.known.setdefault(slot, [])
+        if len(rows) == self.capacity:
+            rows[max(range(len(rows)), key=lambda place: rows[place][0] @ vector)] = [vector, weight, origin]
+        else:
+            rows.append([vector, weight, origin])
+
+    def fade(self, slot, kept, before):
+        for row in self.known.get(slot, []):
+            row[1] *= kept if row[2].learned < before else 1.0
+
+    def take(self, slot, before):
+        rows = self.known.pop(slot, [])
+        if left := [row for row in rows if row[2].learned >= before]:
+            self.known[slot] = left
+        return [row[2] for row in rows if row[2].learned < before]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 10_000), st.integers(1, 20))
+def test_remembered_questions_are_kept_as_in_plain_lists_whatever_comes_and_goes(seed, capacity):
+    rng = np.random.default_rng(seed)
+    questions, plain = Questions(width=3, capacity=capacity), PlainQuestions(capacity)
+    for step in range(120):
+        slot, vector = int(rng.integers(6)), rng.standard_normal(3).astype(np.float32)
+        match rng.choice(["add", "fade", "take", "drop", "reweigh"], p=[0.7, 0.08, 0.06, 0.06, 0.1]):
+            case "add":
+                questions.add(slot, vector, step / 8, origin=Origin(step, step))
+                plain.add(slot, vector, step / 8, Origin(step, step))
+            case "fade":
+                questions.fade(slot, 0.5, before=step - 20)
+                plain.fade(slot, 0.5, step - 20)
+            case "take":
+                assert questions.take(slot, before=step - 20)[1] == plain.take(slot, step - 20)
+            case "drop":
+                questions.drop(slot)
+                plain.known.pop(slot, None)
+            case "reweigh":
+                near = questions.near([slot, 5], vector)
+                if near is not None:
+                    questions.reweigh(near, near.weight * 2)
+                    for row in [row for one in {slot, 5} for row in plain.known.get(one, [])]:
+                        row[1] *= 2
+
+    slots = rng.permutation(8).tolist()
+    near = questions.near(slots, vector)
+    known = [(column, plain.known[slot]) for column, slot in enumerate(slots) if slot in plain.known]
+    assert {slot: list(origins) for slot, _, _, origins in questions.groups()} == {
+        slot: [row[2] for row in rows] for slot, rows in plain.known.items()}
+    if known:
+        rows = [row for _, rows in known for row in rows]
+        assert near.columns.tolist() == [column for column, _ in known]
+        assert near.remembered.tolist() == [len(rows) for _, rows in known]
+        assert near.starts.tolist() == [sum(near.remembered[:at]) for at in range(len(known))]
+        assert near.weight.tolist() == [row[1] for row in rows]
+        assert near.similarity == pytest.approx(np.array([row[0] @ vector for row in rows]), abs=1e-5)
+    assert questions.total == sum(map(len, plain.known.values()))
+
+
+@given(st.lists(st.integers(-1, 40), min_size=1, max_size=40))
+def test_linear_models_score_alike_whether_few_or_many_are_asked(slots):
+    slopes, question = Slopes(2), np.array([0.6, 0.8], dtype=np.float32)
+    slopes.move(list(range(30)), question, [0.1 * slot for slot in range(30)])
+
+    assert slopes.scores(slots, question) == pytest.approx([0.1 * slot if 0 <= slot < 30 else 0.0 for slot in slots])
+
+
+@given(st.lists(st.integers(-1, 5), min_size=1, max_size=60), st.floats(0, 4000))
+def test_few_documents_have_the_pheromones_that_they_have_among_many(slots, now):
+    rng = np.random.default_rng(0)
+    documents = Documents(capacity=10, half_life_seconds=1e3)
+    for at in range(200):
+        documents.pay(f"d{rng.integers(6)}", at=10.0 * at, credit=float(rng.uniform(-1, 1)), exposure=rng.random() * 3)
+
+    many = documents.pheromones([*slots, *range(6)] * 3, now)
+
+    assert documents.pheromones(slots, now) == pytest.approx(many[: len(slots)], rel=1e-5)
+    assert np.concatenate([documents.pheromones([slot], now) for slot in slots]) == pytest.approx(
+        many[: len(slots)], rel=1e-5)
+
+
 def topical(seed, steps, mistaken):
     """Feedback on questions about three topics, each of which has a right document; some of it names the next one."""
     rng = np.random.default_rng(seed)

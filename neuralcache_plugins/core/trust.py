@@ -86,6 +86,13 @@ def log_softmax(values: Array) -> Array:
     return shifted
 
 
+def softmax(values: Array) -> Array:
+    """Return the probabilities that ``values`` (n,) stand for. O(n)."""
+    chances: Array = np.exp(values - np.maximum.reduce(values))
+    chances /= np.add.reduce(chances)
+    return chances
+
+
 def plausibility(chances: Array, helped: Array | npt.NDArray[np.bool_], *, noise: float) -> float:
     """Return the probability in [0, 1] that feedback named the right documents and not some of the others shown.
 

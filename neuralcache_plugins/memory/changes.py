@@ -44,6 +44,9 @@ class Claims(NamedTuple):
     changed: int = -1
 
 
+_NONE = Claims()
+
+
 class Changes:
     """A detector of change for each document (a slot number): Page's cumulative sum (Biometrika 41, 1954).
 
@@ -72,7 +75,7 @@ class Changes:
 
         If so its test begins anew, and ``changed`` tells since when. O(1).
         """
-        doubt, misses, claims, since, changed = self._documents.get(slot, Claims())
+        doubt, misses, claims, since, changed = self._documents.get(slot, _NONE)
         usual = min(AFTER, max(LEAST, (misses + PRIOR * self.misses) / (claims + PRIOR)))
         self.claims = min(MEMORY, self.claims + weight)
         self.misses += weight * (missed - self.misses) / self.claims
@@ -87,7 +90,7 @@ class Changes:
 
     def changed(self, slot: int) -> int | None:
         """Return the log position since when the document has changed, None if it has not or all is settled."""
-        changed = self._documents.get(slot, Claims()).changed
+        changed = self._documents.get(slot, _NONE).changed
         return changed if changed >= 0 else None
 
     def settle(self, slot: int) -> None:

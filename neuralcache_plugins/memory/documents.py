@@ -5,6 +5,7 @@ from __future__ import annotations
 from array import array
 from collections import OrderedDict
 from collections.abc import Sequence
+from itertools import repeat
 
 import numpy as np
 import numpy.typing as npt
@@ -45,8 +46,7 @@ class Documents:
 
     def slots_of(self, ids: Sequence[str]) -> list[int]:
         """Return the slot of each document, -1 for those never seen."""
-        get = self.slots.get
-        return [get(document_id, -1) for document_id in ids]
+        return list(map(self.slots.get, ids, repeat(-1)))
 
     def pheromones(self, slots: Sequence[int], now: float) -> Vector:
         """Return the standing of each slot in (-1, 1) as of ``now``; 0 for the unknown."""
@@ -79,7 +79,11 @@ class Documents:
 
     def pay(self, document_id: str, *, at: float, credit: float = 0.0, exposure: float = 0.0) -> int | None:
         """Bring a document's numbers up to ``at``, then add. Returns the slot of a document that had to go for it."""
-        slot, evicted = self._slot(document_id)
+        slot, evicted = self.slots.get(document_id), None
+        if slot is None:
+            slot, evicted = self._new_slot(document_id)
+        else:
+            self.slots.move_to_end(document_id)
         written = self.written_at[slot]
         if at > written:
             fade = 2.0 ** ((written - at) / self.half_life_seconds)
@@ -119,11 +123,7 @@ class Documents:
         discounted = credit / (1.0 + max(0.0, exposure - abs(credit)) / signals.EXPOSURE_PATIENCE)
         return discounted / (1.0 + abs(discounted))
 
-    def _slot(self, document_id: str) -> tuple[int, int | None]:
-        slot = self.slots.get(document_id)
-        if slot is not None:
-            self.slots.move_to_end(document_id)
-            return slot, None
+    def _new_slot(self, document_id: str) -> tuple[int, int | None]:
         evicted = self.evict() if len(self.slots) >= self.capacity else None
         if self.free:
             slot = self.free.pop()

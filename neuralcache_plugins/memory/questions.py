@@ -62,8 +62,9 @@ class Questions:
         self.total = 0
         self._held: dict[int, tuple[Matrix, int]] = {}
         """By slot, the filled part of its block, and where its weights begin."""
-        self.origins: dict[int, tuple[Origin, ...]] = {}
-        """By slot, in the order in which ``near`` has the questions. ``Origin.learned`` tells what came later."""
+        self.origins: dict[int, list[Origin]] = {}
+        """By slot, in the order in which ``near`` has the questions. ``Origin.learned`` tells what came later: these
+        lists change, and readers on other threads see it."""
         self._blocks: dict[int, Matrix] = {}
         self._weights: Vector = np.zeros(FIRST_WEIGHTS, dtype=np.float32)
         self._claimed = 0
@@ -101,7 +102,7 @@ class Questions:
         block[count] = question
         self._weights[begin + count] = weight
         self._held[slot] = block[: count + 1], begin
-        self.origins[slot] = (*self.origins.get(slot, ()), origin)
+        self.origins.setdefault(slot, []).append(origin)
         self.total += 1
 
     def suppose(self, slot: int, question: Vector, weight: float, *, origin: Origin, share: float) -> None:
@@ -134,14 +135,14 @@ class Questions:
             old = [before is None or origin.learned < before for origin in self.origins[slot]]
             weights[old] *= np.float32(kept)
 
-    def take(self, slot: int, *, before: int) -> tuple[Matrix, tuple[Origin, ...]]:
+    def take(self, slot: int, *, before: int) -> tuple[Matrix, list[Origin]]:
         """Forget for ``slot`` what was learned before a position, and return it: vectors (n, width) and origins."""
         held = self._held.get(slot)
         if held is None:
-            return _zeros(0, self.width), ()
+            return _zeros(0, self.width), []
         rows, weights, origins = held[0], self._weights_of(slot), self.origins[slot]
         old = np.array([origin.learned < before for origin in origins])
-        taken = rows[old], tuple([one for one, gone in zip(origins, old.tolist(), strict=True) if gone])
+        taken = rows[old], [one for one, gone in zip(origins, old.tolist(), strict=True) if gone]
         self.drop(slot)
         if not old.all():
             left = [one for one, gone in zip(origins, old.tolist(), strict=True) if not gone]
@@ -160,7 +161,7 @@ class Questions:
             self.total -= len(held[0])
             del self.origins[slot], self._blocks[slot]
 
-    def groups(self) -> Iterator[tuple[int, Matrix, Vector, tuple[Origin, ...]]]:
+    def groups(self) -> Iterator[tuple[int, Matrix, Vector, list[Origin]]]:
         """Yield slot, rows, weights and origins of every document that has some."""
         for slot, (rows, _) in self._held.items():
             yield slot, rows, self._weights_of(slot), self.origins[slot]
@@ -174,15 +175,14 @@ class Questions:
         block[: len(rows)] = rows
         self._weights[begin : begin + len(rows)] = weights
         self._held[slot] = block[: len(rows)], begin
-        self.origins[slot] = tuple(origins)
+        self.origins[slot] = list(origins)
         self.total += len(rows)
 
     def _overwrite(self, slot: int, place: int, question: Vector, weight: float, origin: Origin) -> None:
         rows, begin = self._held[slot]
         rows[place] = question
         self._weights[begin + place] = weight
-        known = self.origins[slot]
-        self.origins[slot] = (*known[:place], origin, *known[place + 1 :])
+        self.origins[slot][place] = origin
 
     def _weights_of(self, slot: int) -> Vector:
         """Return the slot's weights (n,), to read or write."""

@@ -11,7 +11,7 @@ import numpy as np
 
 from neuralcache_plugins.contracts import Array, FeedbackGiven, RankingServed, Recorded, SatisfactionFell, Vector
 from neuralcache_plugins.core import signals
-from neuralcache_plugins.core.trust import COLD, FEATURES, LINEAR, Nearness, Trust, log_softmax, plausibility
+from neuralcache_plugins.core.trust import COLD, FEATURES, LINEAR, Nearness, Trust, plausibility, softmax
 from neuralcache_plugins.memory.changes import Changes
 from neuralcache_plugins.memory.course import Course
 from neuralcache_plugins.memory.documents import Documents
@@ -353,7 +353,7 @@ class LearnedState:
                 learner.successors.observe(names[first], right)
                 self._check(learner, names[first], missed=names[first] not in right, weight=weight)
             if len(praised) < len(names):
-                chances = np.exp(log_softmax(features[:, COLD] + features[:, LINEAR]))
+                chances = softmax(features[:, COLD] + features[:, LINEAR])
                 rate = weight * plausible * SLOPE_RATE
                 self._move(learner, slots, question, rate * (target - chances))
         origin = Origin(self.position, self.position)
@@ -411,7 +411,8 @@ class LearnedState:
 
     def _hand_over(self, learner: Learner, name: str, slot: int) -> None:
         """Let a changed document's old questions speak for the one that took its place, as soon as that is known."""
-        changed, successor = learner.changes.changed(slot), learner.successors.of(name)
+        changed = learner.changes.changed(slot)
+        successor = None if changed is None else learner.successors.of(name)
         heir = -1 if successor is None else self.documents.slots.get(successor, -1)
         if changed is None or heir < 0:
             return
@@ -470,7 +471,7 @@ class LearnedState:
             learner, question, slots, cold=np.array(waiting.cold), pheromone=silent.astype(np.float32), narrative=silent
         )
         nearness = learner.nearness(near)
-        chances = np.exp(log_softmax(features @ learner.trust.weights_at(nearness)))
+        chances = softmax(features @ learner.trust.weights_at(nearness))
         if nearness.reach == 1.0 and chances.argmax() == 0 and chances[0] >= SUPPOSED_FROM:
             supposed = SUPPOSED * (1.0 - self.answer_rate) ** 2 * float(chances[0])
             learner.helped.suppose(
@@ -485,7 +486,7 @@ class LearnedState:
             standard = (near.similarity - learner.spread.mean) / learner.spread.deviation
             closeness = np.minimum(np.maximum((standard - SILENT_NEAR) / 2.0, 0.0), 1.0)
             learner.helped.reweigh(near, near.weight * (1.0 - weight * SILENT_RATE * closeness))
-        chances = np.exp(log_softmax(learner.slopes.scores(slots, question - learner.spread.centre)))
+        chances = softmax(learner.slopes.scores(slots, question - learner.spread.centre))
         self._move(learner, slots, question, -SLOPE_RATE * weight * chances)
 
     def _move(self, learner: Learner, slots: list[int], question: Vector, amounts: Array) -> None:

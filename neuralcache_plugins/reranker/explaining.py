@@ -259,10 +259,11 @@ class _Voters:
         self, votes: Sequence[_Vote], origins: Sequence[Origin], name: str, *, helped: bool
     ) -> Iterator[Remembered]:
         for vote in votes:
-            if vote.place >= len(origins) or origins[vote.place].learned > self._learned.position:
+            # looked at once: another thread may be learning
+            origin = origins[vote.place] if vote.place < len(origins) else None
+            if origin is None or origin.learned > self._learned.position:
                 self._look.replaced = True
                 continue
-            origin = origins[vote.place]
             event = self._look.event(origin.event)
             if event is None:
                 continue

@@ -15,7 +15,7 @@ from neuralcache_plugins.core.trust import Nearness, Trust, log_softmax
 from neuralcache_plugins.memory import Features, LearnedState, Origin
 from neuralcache_plugins.settings import RerankSettings
 
-Origins: TypeAlias = Mapping[int, tuple[Origin, ...]]
+Origins: TypeAlias = Mapping[int, Sequence[Origin]]
 
 SPOKEN = 0.625
 SHORT = 6
