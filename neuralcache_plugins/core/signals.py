@@ -167,6 +167,7 @@ def rejection(
     np.minimum(mass, 8.0, out=mass)
     np.exp(mass, out=mass)
     mass *= weight
-    against = np.add.reduceat(mass, starts) * _CROWDING.take(remembered)
+    against: Array = np.add.reduceat(mass, starts) * _CROWDING.take(remembered)
     np.log1p(against, out=against)
-    return np.negative(against, out=against)
+    np.negative(against, out=against)
+    return against

@@ -229,7 +229,7 @@ class Trust:
 def _readings(cold: Array, target: Array) -> Array:
     """Return the log-probability (s,) of ``target`` (k,) that the cold order gives it, for each sharpness."""
     depth = cold - np.maximum.reduce(cold)
-    readings = SHARPNESS * depth.dot(target)
+    readings: Array = SHARPNESS * depth.dot(target)
     readings -= np.log(np.add.reduce(np.exp(SHARPNESS[:, None] * depth), axis=1))
     return readings
 

@@ -118,7 +118,7 @@ class Documents:
         """Return what ``signals.pheromone`` does for one slot."""
         if slot < 0:
             return 0.0
-        fade = 2.0 ** (min(0.0, self.written_at[slot] - now) / self.half_life_seconds)
+        fade: float = 2.0 ** (min(0.0, self.written_at[slot] - now) / self.half_life_seconds)
         credit, exposure = self.credit[slot] * fade, self.exposure[slot] * fade
         discounted = credit / (1.0 + max(0.0, exposure - abs(credit)) / signals.EXPOSURE_PATIENCE)
         return discounted / (1.0 + abs(discounted))

@@ -240,7 +240,8 @@ class Slopes:
             scores = self.rows.dot(question).take(chosen, mode="clip")
         if min(slots) < 0 or max(slots) >= len(self.rows):
             scores[(chosen < 0) | (chosen >= len(self.rows))] = 0.0
-        return scores.astype(np.float64)
+        wide: Array = scores.astype(np.float64)
+        return wide
 
     def move(self, slots: Sequence[int], question: Vector, amounts: Sequence[float]) -> None:
         """Add ``amounts`` (n,) times ``question`` to the slots' models; of a slot named twice the last counts."""
