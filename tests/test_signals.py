@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from neuralcache_plugins.core import signals
+from neuralcache_plugins.settings import RerankSettings
 
 DAY = 86_400.0
 
@@ -174,3 +175,9 @@ def test_single_votes_add_up_to_the_association_and_single_refusals_to_the_rejec
     assert evidence == pytest.approx(np.log(belief / belief.sum(axis=1, keepdims=True) + signals.VOTE_FLOOR), rel=1e-4)
     assert signals.rejection(similarity, weight, starts, remembered, **spread) == pytest.approx(
         -np.log1p(np.add.reduceat(refusals, starts) * (1 + remembered) ** -signals.SHARE_EXPONENT), rel=1e-4)
+
+
+def test_no_document_may_remember_more_questions_than_votes_are_prepared_for():
+    assert RerankSettings(questions_per_document=signals.MOST_REMEMBERED)
+    with pytest.raises(ValueError, match="questions_per_document"):
+        RerankSettings(questions_per_document=signals.MOST_REMEMBERED + 1)

@@ -2,6 +2,8 @@
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from neuralcache_plugins.core.trust import (
     BURDEN,
@@ -9,12 +11,15 @@ from neuralcache_plugins.core.trust import (
     EVIDENCE_KNOTS,
     FEATURES,
     LOANS,
+    SHARPNESS,
     START,
+    UNIFORM_SHARE,
     Nearness,
     Trust,
     hats,
     log_softmax,
     plausibility,
+    softmax,
 )
 
 SHOWN = 5
@@ -229,3 +234,24 @@ def test_feedback_is_as_plausible_as_label_noise_would_have_it():
 def test_feedback_for_everything_shown_accuses_nothing_and_for_the_impossible_is_not_believed():
     assert plausibility(np.array([0.9, 0.1]), np.ones(2, dtype=bool), noise=0.5) == 1.0
     assert plausibility(np.array([1.0, 0.0]), np.array([False, True]), noise=0.0) == 0.0
+
+
+@given(st.integers(0, 10_000), st.integers(3, 12))
+def test_the_evidence_of_one_test_is_what_the_definitions_say(seed, shown):
+    rng = np.random.default_rng(seed)
+    table = rng.normal(0, 2, (shown, len(FEATURES)))
+    table[:, 0] = log_softmax(table[:, 0])
+    rewards = rng.random(shown) * (np.arange(shown) < rng.integers(1, shown))
+    target = rewards / rewards.sum()
+    trust = Trust()
+
+    predicted = trust.test_and_learn(table, rewards, nearness=NEAR)
+
+    learned = target @ np.log((1 - UNIFORM_SHARE) * np.exp(predicted) + UNIFORM_SHARE / shown)
+    readings = [target @ log_softmax(sharpness * table[:, 0]) for sharpness in SHARPNESS]
+    from_cold = np.log(np.mean(np.exp(readings)))
+    avoided = np.log(max(2, shown - np.count_nonzero(rewards)))
+    assert trust.over_cold[-1] == pytest.approx(max(-10.0, learned - from_cold - COST))
+    assert trust.over_avoidance[-1] == pytest.approx(max(-10.0, learned + avoided - COST))
+    assert trust.sharpness_evidence == pytest.approx(0.999 * np.array(readings))
+    assert softmax(predicted) == pytest.approx(np.exp(predicted))
