@@ -202,6 +202,22 @@ def test_feedback_that_contradicts_a_near_vote_weakens_it_and_a_far_one_hardly()
     assert known.weight[1] == 1.0
 
 
+def test_nearness_knows_by_how_much_the_nearest_document_leads():
+    question, other = np.eye(WIDTH, dtype=np.float32)[:2]
+    aside = np.float32(0.6) * question + np.float32(0.8) * other
+    state = folded([*told(0, question, "d0"), *told(1, other, "d0"), *told(2, aside, "d1"), *told(3, other, "d2")])
+    learner = state.learners["one"]
+
+    def nearness(*names):
+        return learner.nearness(learner.helped.near(state.documents.slots_of(names), question))
+
+    unit = 1.0 - learner.spread.mean
+    alone = (0.6 - learner.spread.mean) / unit
+    assert nearness("d0", "d1") == pytest.approx((1.0, 1.0, 0.4 / unit))
+    assert nearness("d1") == pytest.approx((alone, 1.0, alone))
+    assert nearness("d0", "d1", "d2", "d9") == nearness("d1", "d0")
+
+
 def test_a_reward_is_novel_where_nothing_was_remembered_for_its_document(monkeypatch):
     seen = []
     learn = Trust.test_and_learn

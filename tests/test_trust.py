@@ -7,13 +7,16 @@ from hypothesis import strategies as st
 
 from neuralcache_plugins.core.trust import (
     BURDEN,
+    CLEAR_LEAD,
     COST,
+    DISPUTE,
     EVIDENCE_KNOTS,
     FEATURES,
     LOANS,
     SHARPNESS,
     START,
     UNIFORM_SHARE,
+    WEIGHT_KNOTS,
     Nearness,
     Trust,
     hats,
@@ -205,6 +208,19 @@ def test_what_is_far_keeps_its_own_weights():
     assert trust.weights[0].tolist() == START[0].tolist()
     assert (trust.weights[1:] != START[1:]).any(axis=1).all()
     assert trust.weights_at(Nearness(1.0, 1.0)).tolist() == trust.weights[-1].tolist()
+
+
+@pytest.mark.parametrize("lead", [0.0, CLEAR_LEAD / 2, CLEAR_LEAD, 1.0])
+def test_where_another_document_comes_as_near_the_weights_are_those_of_farther_away(lead):
+    trust = Trust()
+    trust.weights[:] = np.arange(len(WEIGHT_KNOTS))[:, None]
+    trust.over_cold[:], trust.over_avoidance[:] = np.arange(len(EVIDENCE_KNOTS)), 10.0
+    disputed = Nearness(0.9, 1.0, lead)
+
+    as_if_at = Nearness(0.9 - DISPUTE * max(0.0, CLEAR_LEAD - lead), 1.0)
+    assert trust.weights_at(disputed).tolist() == trust.weights_at(as_if_at).tolist()
+    assert (as_if_at.place < disputed.place) == (lead < CLEAR_LEAD)
+    assert trust.share(disputed) == trust.share(Nearness(0.9, 1.0)), "evidence is kept by how near memory comes"
 
 
 @pytest.mark.parametrize("weight", [0.5, 0.1])

@@ -22,7 +22,7 @@ from neuralcache_plugins.memory.questions import Origin, Questions
 from neuralcache_plugins.memory.state import LearnedState, Learner, Waiting
 from neuralcache_plugins.settings import RerankSettings
 
-FORMAT = 10
+FORMAT = 11
 _STATE_NUMBERS = (
     "position", "rankings", "feedback", "first_feedback_at", "last_feedback_at", "answer_rate",
 )

@@ -178,9 +178,13 @@ class Learner:
         """Return how near memory comes; its reach is 1 from ``signals.NEAR`` on, falling to 0 within half."""
         if near is None:
             return Nearness(0.0, 0.0)
-        above = float(near.similarity.max()) - self.spread.mean
+        nearest = np.maximum.reduceat(near.similarity, near.starts)  # of each document
+        nearest.sort()
+        mean = self.spread.mean
+        above = float(nearest[-1]) - mean
+        lead = float(nearest[-1] - nearest[-2]) if len(nearest) > 1 else above
         reach = 1.0 + 2.0 * (above / self.spread.deviation - signals.NEAR)
-        return Nearness(above / (1.0 - self.spread.mean), min(1.0, max(0.0, reach)))
+        return Nearness(above / (1.0 - mean), min(1.0, max(0.0, reach)), lead / (1.0 - mean))
 
 
 class LearnedState:
