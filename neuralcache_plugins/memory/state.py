@@ -496,7 +496,8 @@ class LearnedState:
     def _move(self, learner: Learner, slots: list[int], question: Vector, amounts: Array) -> None:
         """Move linear models. A document has one from when it first helped: praise of another moves no bystander."""
         rewards = self.documents.rewards
-        moved = [(slot, amount) for slot, amount in zip(slots, amounts.tolist(), strict=True) if rewards[slot] > 0]
+        moved = [(slot, amount) for slot, amount in zip(slots, amounts.tolist(), strict=True)
+                 if slot >= 0 and rewards[slot] > 0]
         if moved:
             begun, steps = zip(*moved, strict=True)
             learner.slopes.move(begun, question - learner.spread.centre, steps)
