@@ -14,8 +14,6 @@ from neuralcache_plugins.contracts import Array, Matrix, Vector
 FIRST_CAPACITY = 4
 FIRST_SLOPES = 16
 FIRST_WEIGHTS = 64
-COPIES = 2
-"""Copying a row costs as much as this many products with one."""
 Offsets = npt.NDArray[np.int64]
 
 
@@ -234,10 +232,8 @@ class Slopes:
     def scores(self, slots: Sequence[int], question: Vector) -> Array:
         """Return each slot's model for ``question``, (n,); 0 for slots that never learned, such as -1. O(n * width)."""
         chosen = np.array(slots, dtype=np.int64)
-        if COPIES * len(slots) < len(self.rows):
-            scores = self.rows.take(chosen, axis=0, mode="clip").dot(question)
-        else:  # all models at once: more products, but no copy of the rows
-            scores = self.rows.dot(question).take(chosen, mode="clip")
+        # of a copy even where most are asked for: of the whole, the last bit would depend on where a slot is
+        scores = self.rows.take(chosen, axis=0, mode="clip").dot(question)
         if min(slots) < 0 or max(slots) >= len(self.rows):
             scores[(chosen < 0) | (chosen >= len(self.rows))] = 0.0
         wide: Array = scores.astype(np.float64)
