@@ -256,6 +256,16 @@ def test_a_linear_model_is_moved_by_its_errors_and_forgotten_with_its_document()
     assert slopes.scores([40, 3], question) == pytest.approx([0.0, 0.25])
 
 
+def test_a_document_shown_too_far_down_to_have_a_slot_moves_no_linear_model():
+    question, shown = np.eye(WIDTH, dtype=np.float32)[0], tuple(f"d{rank}" for rank in range(12))
+
+    state = folded(told(0, question, "d9", shown), LearnedState(RerankSettings()))
+
+    assert state.documents.slots_of(shown) == [*range(10), -1, -1]
+    rows = state.learners["one"].slopes.rows
+    assert np.flatnonzero(rows.any(axis=1)).tolist() == [9]
+
+
 @pytest.mark.parametrize("count", [1, 3])
 def test_a_rehearsal_is_one_step_for_every_question_on_its_own(count):
     rng = np.random.default_rng(count)
