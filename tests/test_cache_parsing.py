@@ -49,6 +49,8 @@ def test_other_texts_stay_apart(one: str, other: str) -> None:
 
 def test_composed_and_decomposed_letters_are_the_same_text() -> None:
     assert canonical_text("cafe\u0301") == canonical_text("caf\u00e9")
+    assert parse("Is A\u0301rtico a sea?") == parse("Is \u00c1rtico a sea?")
+    assert parse("Is A\u0301rtico a sea?").names == {"\u00e1rtico"}
 
 
 @pytest.mark.parametrize("text", [

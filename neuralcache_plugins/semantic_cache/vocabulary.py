@@ -1,4 +1,4 @@
-"""Word lists that parsing and the guards share: data, no rules. English, but for the stop words of ``LANGUAGES``."""
+"""Word lists that parsing and the guards share: data, no rules. English, but for the stop words of ``SPOKEN_IN``."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ OTHER_DATES = {
     ) for form in forms.split()
 }
 
-LANGUAGES = {
+_LANGUAGES = {
     "en": frozenset(_words("the of is are was what how and my you do does can with this that for to i where when")),
     "de": frozenset(_words("der die das und ist ein eine wie nicht ich mein meine kann wo wann wer mit auf für zu")),
     "fr": frozenset(_words("le la les des est une et comment je mon ma quel quelle où quand qui avec pour dans pas")),
@@ -105,6 +105,11 @@ LANGUAGES = {
     "pt": frozenset(_words("o os um uma é e como não meu minha que onde quando quem com para por do da posso")),
     "nl": frozenset(_words("de het een en is hoe niet ik mijn kan waar wanneer wie met op voor van wat")),
 }
+SPOKEN_IN = {
+    word: [name for name, words in _LANGUAGES.items() if word in words]
+    for word in sorted(frozenset[str]().union(*_LANGUAGES.values()))
+}
+"""Stop words, and the languages that have them (ISO 639-1)."""
 
 _OPPOSITES = """
     enable disable, activate deactivate, open close, lock unlock, freeze unfreeze, block unblock, add remove,
