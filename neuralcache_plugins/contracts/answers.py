@@ -10,6 +10,8 @@ from typing import Literal, Protocol, TypeAlias, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
+from neuralcache_plugins.contracts.telemetry import Head
+
 AnswerKind: TypeAlias = Literal["text", "bytes", "json"]
 """How ``CachedAnswer.payload`` is to be read: UTF-8 text, plain bytes, or JSON as UTF-8 text."""
 
@@ -84,10 +86,15 @@ class CachedQuestion:
 
 @dataclass(frozen=True, slots=True)
 class FoundAnswers:
-    """Answers by key as of one moment, whose ``mark`` says which changes had been made by then."""
+    """Answers by key as of one moment, whose ``mark`` says which changes had been made by then.
+
+    ``head`` tells where the log of events about answers stood, so that nobody has to ask for that as well; None if
+    the answers came from memory.
+    """
 
     answers: Mapping[AnswerKey, CachedAnswer]
     mark: int
+    head: Head | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,7 +289,10 @@ class AnswerStore(Protocol):
         """
 
     def find_answers(self, namespace: str, keys: Sequence[AnswerKey]) -> FoundAnswers:
-        """Return the answers under these keys, expired ones too, in one query."""
+        """Return the answers under these keys, expired ones too, with mark and head, in one query.
+
+        Without keys these two alone. The head's position is that of the newest event about answers, of any namespace.
+        """
 
     def get_answers(self, namespace: str, entry_ids: Sequence[str]) -> dict[str, CachedAnswer]:
         """Return the answers with these ids, expired ones too, in one query."""

@@ -39,7 +39,7 @@ class ExactTier:
             return FoundAnswers(known, mark)
         found = self._store.find_answers(self._namespace, missing)
         self._remember(found.answers.values(), found.mark)
-        return FoundAnswers({**known, **found.answers}, mark)
+        return FoundAnswers({**known, **found.answers}, mark, found.head)
 
     def put(self, answer: CachedAnswer, *, bounds: AnswerBounds, mark: int | None) -> bool:
         """Store an answer durably; False if it comes too late or is too large."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from neuralcache_plugins.contracts import CachedAnswer
+from neuralcache_plugins.contracts import CachedAnswer, FoundAnswers
 from neuralcache_plugins.errors import EncoderError, MissingExtraError, StoreClosedError, StoreError
 from neuralcache_plugins.semantic_cache.counts import Counts
 from neuralcache_plugins.semantic_cache.exact import ExactTier
@@ -66,14 +66,7 @@ class LookStage:
 
     def exactly(self, asked: Sequence[Asked], *, now: float) -> list[Look]:
         """Look in the exact tier alone: two queries at most. A failing store has no answers."""
-        try:
-            found = self._exact.find([each.key for each in asked])
-        except StoreClosedError:
-            raise
-        except StoreError as error:
-            self._counts.without("store", error)
-            return [Look(each, reason=NO_STORE) for each in asked]
-        return [self._judge(each, found.answers.get(each.key), found.mark, now) for each in asked]
+        return self._exactly(asked, now)[0]
 
     def everywhere(self, asked: Sequence[Asked], *, now: float, coins: Sequence[float],
                    shows: bool = False) -> list[Look]:
@@ -81,14 +74,24 @@ class LookStage:
 
         ``shows`` as in ``SemanticTier.find``.
         """
-        looks = self.exactly(asked, now=now)
-        unanswered = [place for place, look in enumerate(looks) if look.answer is None and look.mark is not None]
-        if self._semantic.active and unanswered:
+        looks, read = self._exactly(asked, now)
+        unanswered = [place for place, look in enumerate(looks) if look.answer is None]
+        if self._semantic.active and unanswered and read is not None:
             tossed = [coins[place] for place in unanswered]
-            found = self._semantically([looks[place] for place in unanswered], now, tossed, shows)
+            found = self._semantically([looks[place] for place in unanswered], read, now, tossed, shows)
             for place, look in zip(unanswered, found, strict=True):
                 looks[place] = look
         return looks
+
+    def _exactly(self, asked: Sequence[Asked], now: float) -> tuple[list[Look], FoundAnswers | None]:
+        try:
+            read = self._exact.find([each.key for each in asked])
+        except StoreClosedError:
+            raise
+        except StoreError as error:
+            self._counts.without("store", error)
+            return [Look(each, reason=NO_STORE) for each in asked], None
+        return [self._judge(each, read.answers.get(each.key), read.mark, now) for each in asked], read
 
     def _judge(self, asked: Asked, answer: CachedAnswer | None, mark: int, now: float) -> Look:
         if answer is None:
@@ -101,9 +104,11 @@ class LookStage:
         stale = answer if now < answer.expires_at + self._stale_seconds else None
         return Look(asked, stale=stale, mark=mark, reason=EXPIRED)
 
-    def _semantically(self, looks: list[Look], now: float, coins: Sequence[float], shows: bool) -> list[Look]:
+    def _semantically(self, looks: list[Look], read: FoundAnswers, now: float, coins: Sequence[float],
+                      shows: bool) -> list[Look]:
         try:
-            found = self._semantic.find([look.asked for look in looks], now=now, coins=coins, shows=shows)
+            found = self._semantic.find([look.asked for look in looks], now=now, coins=coins, mark=read.mark,
+                                        head=read.head, shows=shows)
         except StoreError as error:
             self._counts.without("store", error)
             return looks

@@ -49,10 +49,13 @@ class NearestQuestions:
         self._builder = Builder()
         self._begin()
 
-    def catch_up(self) -> list[CachedQuestion]:
-        """Take in what was stored since the last time, and return it, oldest first. One look at the mark."""
+    def catch_up(self, mark: int | None = None) -> list[CachedQuestion]:
+        """Take in what was stored since the last time, and return it, oldest first.
+
+        ``mark`` is the store's of just now; None: it is looked at.
+        """
         with self._lock:
-            taken = self._catch_up()
+            taken = self._catch_up(self._store.answers_mark() if mark is None else mark)
             self._build()
             return taken
 
@@ -112,8 +115,7 @@ class NearestQuestions:
         self._rows = 0
         self._shelves: dict[tuple[str, str], Shelf] = {}
 
-    def _catch_up(self) -> list[CachedQuestion]:
-        mark = self._store.answers_mark()
+    def _catch_up(self, mark: int) -> list[CachedQuestion]:
         if mark == self._mark:
             return []
         if self._rows > 2 * self._most:
@@ -133,7 +135,7 @@ class NearestQuestions:
         if not self._indexes or self._builder.busy:
             return
         for shelf in self._shelves.values():
-            if len(shelf) >= self._ann_threshold and shelf.unindexed > max(_FEW, len(shelf) // 100):
+            if len(shelf) >= self._ann_threshold and shelf.unindexed > max(_FEW, len(shelf) // 200):
                 if not approximate.is_installed():
                     self._indexes = False
                     _LOG.warning("%d answers of one scope are searched one by one; quicker with: "

@@ -19,6 +19,7 @@ from neuralcache_plugins.contracts import (
     AnswerStore,
     CachedAnswer,
     CachedQuestion,
+    Head,
     Removal,
     Snapshot,
     TelemetryStore,
@@ -82,7 +83,7 @@ class SemanticTier:
                                          ann_threshold=settings.ann_threshold)
         self._lock = threading.Lock()
         self._decider = decider_for(settings)
-        self._epoch: int | None = None
+        self._head: Head | None = None
         self._position = 0
         self._unsaved = 0
 
@@ -113,16 +114,18 @@ class SemanticTier:
             assert self._decider is not None
             return self._decider.rehearsal(encoder)
 
-    def find(self, asked: Sequence[Asked], *, now: float, coins: Sequence[float], shows: bool = False) -> list[Found]:
+    def find(self, asked: Sequence[Asked], *, now: float, coins: Sequence[float], mark: int, head: Head | None,
+             shows: bool = False) -> list[Found]:
         """Return what to serve and what to compare for each question, with as many queries as for one.
 
-        With ``shows`` all that is near is still in the store, not only what is served or compared. Reads only;
-        ``StoreError`` and ``EncoderError`` pass through.
+        ``mark`` and ``head`` say where the store stood just now, head None if nobody asked; what is not known here is
+        read first. With ``shows`` all that is near is still in the store, not only what is served or compared. Reads
+        only; ``StoreError`` and ``EncoderError`` pass through.
         """
         if self._decider is None:
             return [Found(Proposal(reasons=(EXACT_ONLY,)))] * len(asked)
         rows = self._encoders.questions([each.question for each in asked], namespace=self._namespace)
-        self._catch_up()
+        self._catch_up(mark, head)
         found = [Found(Proposal(reasons=("the question has no direction",)))] * len(asked)
         left = [place for place, row in enumerate(rows) if row is not None]
         rounds = 0
@@ -177,9 +180,9 @@ class SemanticTier:
     def save_snapshot(self) -> None:
         """Write what was learned, so that the next process need not fold all labels; ``StoreError`` if that fails."""
         with self._lock:
-            if self._decider is None or self._epoch is None or not self._unsaved:
+            if self._decider is None or self._head is None or not self._unsaved:
                 return
-            name, snapshot = self._decider.name, Snapshot(self._epoch, self._position, self._decider.pack())
+            name, snapshot = self._decider.name, Snapshot(self._head.epoch, self._position, self._decider.pack())
             self._unsaved = 0
         self._snapshots.save_snapshot(self._namespace, name, snapshot)
 
@@ -190,7 +193,7 @@ class SemanticTier:
     def restart_after_fork(self) -> None:
         """Take new locks in a forked child, and fold anew: another thread may have been in the middle of a label."""
         self._lock = threading.Lock()
-        self._epoch = None
+        self._head = None
         self._nearest.restart_after_fork()
         self._encoders.restart_after_fork()
 
@@ -205,20 +208,29 @@ class SemanticTier:
             return self._decider.decide(asked.question, near, encoder=encoder, documents=asked.documents, now=now,
                                         coin=coin), near
 
-    def _catch_up(self) -> None:
+    def _catch_up(self, mark: int, head: Head | None) -> None:
         """Take in the questions and labels that any process has written."""
         with self._lock:
-            self._fold()
+            self._fold(head)
             assert self._decider is not None
-            self._decider.note(self._nearest.catch_up()[-NOTED:])
+            self._decider.note(self._nearest.catch_up(mark)[-NOTED:])
 
-    def _fold(self) -> None:
+    def _fold(self, head: Head | None = None) -> None:
         """Fold the labels that any process has written; all anew after an erasure. The lock is held."""
-        epoch = self._snapshots.head().epoch
-        if epoch != self._epoch:
-            self._decider, self._position = self._begun(epoch)
-            self._epoch, self._unsaved = epoch, 0
+        if head is None or self._head is None or head.epoch != self._head.epoch:
+            # another thread may have looked later, and have folded what came after an erasure
+            head = self._store.find_answers(self._namespace, ()).head
+            assert head is not None
+        if head == self._head:
+            return
+        if self._head is None or head.epoch != self._head.epoch:
+            self._decider, self._position = self._begun(head.epoch)
+            self._head, self._unsaved = Head(head.epoch, 0), 0
             self._nearest.restart()
+        self._read_labels()
+        self._head = head
+
+    def _read_labels(self) -> None:
         assert self._decider is not None
         while found := self._store.read_answer_events(after=self._position, namespace=self._namespace,
                                                       kinds=[AnswerJudged]):

@@ -22,6 +22,7 @@ from neuralcache_plugins.contracts import (
     CachedQuestion,
     Erasure,
     FoundAnswers,
+    Head,
     Lease,
     RecordedAnswer,
     Removal,
@@ -44,6 +45,7 @@ class AnswersInMemory:
 
     _open: Callable[[], AbstractContextManager[None]]
     _check_open: Callable[[], None]
+    _epoch: int
 
     def put_answers(self, answers: Sequence[CachedAnswer], *, bounds: AnswerBounds,
                     mark: int | None = None) -> StoredAnswers:
@@ -59,8 +61,9 @@ class AnswersInMemory:
         """Return the answers under these keys."""
         with self._open():
             found = {key: self._numbers.get((namespace, *key)) for key in keys}
+            position = self._answer_log[-1].position if self._answer_log else 0
             return FoundAnswers({key: self._answers[number] for key, number in found.items() if number is not None},
-                                self._mark)
+                                self._mark, Head(self._epoch, position))
 
     def get_answers(self, namespace: str, entry_ids: Sequence[str]) -> dict[str, CachedAnswer]:
         """Return the answers with these ids."""

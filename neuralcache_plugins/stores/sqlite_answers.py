@@ -24,6 +24,7 @@ from neuralcache_plugins.contracts import (
     CachedQuestion,
     Erasure,
     FoundAnswers,
+    Head,
     Lease,
     RecordedAnswer,
     Removal,
@@ -37,8 +38,9 @@ from neuralcache_plugins.stores.sqlite_schema import read_meta
 _MARK = "SELECT value FROM meta WHERE name = 'answer_changes'"
 _COLUMNS = ("a.entry_id, a.namespace, a.scope, a.question_key, b.question, b.kind, b.payload, a.created_at, "
             "a.expires_at, b.documents, b.encoder, b.vector, a.cost, a.seconds, a.hits")
-# one statement, so that mark and answers are of one moment
-_FIND = f"""SELECT m.value, {_COLUMNS} FROM meta m CROSS JOIN json_each(?) k
+# one statement, so that mark, head and answers are of one moment
+_FIND = f"""SELECT m.value, (SELECT value FROM meta WHERE name = 'epoch'),
+    (SELECT coalesce(max(position), 0) FROM answer_events), {_COLUMNS} FROM meta m LEFT JOIN json_each(?) k
     LEFT JOIN answers a ON a.namespace = ? AND a.scope = json_extract(k.value, '$[0]')
         AND a.question_key = json_extract(k.value, '$[1]')
     LEFT JOIN answer_bodies b ON b.number = a.number
@@ -82,13 +84,12 @@ class AnswersInSqlite:
                 return StoredAnswers(stored, before, read_meta(connection, "answer_changes"), evicted)
 
     def find_answers(self, namespace: str, keys: Sequence[AnswerKey]) -> FoundAnswers:
-        """Return the answers under these keys."""
-        if not keys:
-            return FoundAnswers({}, self.answers_mark())
+        """Return the answers under these keys, and where the store stands."""
         with self._connections.reading() as connection:
             rows = connection.execute(_FIND, (json.dumps(keys), namespace)).fetchall()
-        found = [_answer(row[1:]) for row in rows if row[1] is not None]
-        return FoundAnswers({answer.key: answer for answer in found}, rows[0][0])
+        mark, epoch, position = rows[0][:3]
+        found = [_answer(row[3:]) for row in rows if row[3] is not None]
+        return FoundAnswers({answer.key: answer for answer in found}, mark, Head(epoch, position))
 
     def get_answers(self, namespace: str, entry_ids: Sequence[str]) -> dict[str, CachedAnswer]:
         """Return the answers with these ids."""

@@ -23,6 +23,7 @@ from neuralcache_plugins.contracts import (
     AnswerTotals,
     CachedAnswer,
     Erasure,
+    Head,
     Lease,
     RecordedAnswer,
     Removal,
@@ -176,6 +177,22 @@ class AnswerStoreConformance:
         store.record_answers([make_served(answer)])
         store.get_answers("default", ["e"])
         assert store.find_answers("default", [answer.key]).mark == store.answers_mark() == mark
+
+    def test_who_finds_answers_learns_where_the_store_stands(self, store: CacheStore) -> None:
+        """Mark, epoch and the newest event about answers come with any look, also with one for nothing."""
+        answer = make_answer()
+        for step in (
+            lambda: put(store, answer),
+            lambda: store.record_answers([make_judged(answer)]),
+            lambda: store.record_answers([make_served(make_answer(namespace="y"))]),
+            lambda: store.erase(Erasure(namespace="y")),
+        ):
+            step()
+            newest = max((entry.position for entry in read_all_answer_events(store)), default=0)
+            for keys in ([], [answer.key], [answer.key, ("s", "unknown")]):
+                found = store.find_answers("default", keys)
+                assert (found.mark, found.head) == (store.answers_mark(), Head(store.head().epoch, newest))
+                assert len(found.answers) == bool(keys)
 
     def test_others_are_seen(self, store: CacheStore, reopen: Callable[[], CacheStore] | None) -> None:
         """What another object on the same place stores and removes is seen at once, and moves the mark."""
