@@ -200,7 +200,7 @@ class Trials:
     @property
     def proven(self) -> int:
         """Return how many rules are certified, in order from the strictest."""
-        return int(np.logical_and.accumulate(self.certified).sum())
+        return [*self.certified.tolist(), False].index(False)
 
     @property
     def live(self) -> int:
@@ -270,7 +270,7 @@ class Surprise:
     @property
     def in_doubt(self) -> bool:
         """Return whether so much speaks for a rise that audits should decide."""
-        return float(self.statistics.sum()) >= SURPRISE_DOUBTED * len(self.statistics)
+        return float(np.add.reduce(self.statistics)) >= SURPRISE_DOUBTED * len(self.statistics)
 
     def note(self, score: float, wrong: bool) -> None:
         """Count one label among those of its score."""

@@ -30,8 +30,7 @@ _MOST_WORDS = 100_000
 _SHARP, _FLAT = 20.0, 8.0
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Neighbour:
+class Neighbour(NamedTuple):
     """A cached entry near the question; ``answer`` is equal for equal answers, such as a hash of them.
 
     ``entry`` is the caller's own handle. ``cosine`` is in [-1, 1], ``created_at`` in seconds since the epoch.
@@ -163,16 +162,17 @@ class _Side(NamedTuple):
     weights: list[float]
     total: float
     known: frozenset[str]
+    grammar: frozenset[str]
     beginnings: frozenset[str]
     pairs: frozenset[tuple[str, str]]
 
     @classmethod
     def of(cls, question: Question, rarity: Rarity) -> _Side:
         content = question.content
-        weights = rarity.weights(content)
+        weights, known = rarity.weights(content), frozenset(content)
         return cls(
-            question, content, weights, sum(weights) or 1.0, frozenset(content),
-            frozenset(word[:4] for word in content if len(word) > 3), frozenset(pairwise(content)),
+            question, content, weights, sum(weights) or 1.0, known, frozenset(question.words) - known,
+            frozenset([word[:4] for word in content if len(word) > 3]), frozenset(pairwise(content)),
         )
 
 
@@ -232,8 +232,8 @@ def _same(ours: tuple[str, ...], theirs: tuple[str, ...]) -> float:
 
 def _grammar(ours: _Side, theirs: _Side) -> float:
     """Return the overlap (Jaccard) of the words that carry no content of their own."""
-    one, other = set(ours.question.words) - ours.known, set(theirs.question.words) - theirs.known
-    return len(one & other) / (len(one | other) or 1)
+    shared = len(ours.grammar & theirs.grammar)
+    return shared / (len(ours.grammar) + len(theirs.grammar) - shared or 1)
 
 
 def _guards(ours: Question, theirs: Question, told: Iterable[Difference]) -> list[float]:

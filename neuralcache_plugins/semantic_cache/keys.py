@@ -92,8 +92,10 @@ def is_made_from(made: Iterable[DocumentVersion], asked: tuple[DocumentVersion, 
     Not if it was made from another version of one of them; nor, if any are named, if nobody knows what it was made
     from: no change could ever reach it.
     """
+    if not asked:
+        return True
     known, found = dict(asked), tuple(made)
-    return (bool(found) or not known) and all(known.get(name, version) == version for name, version in found)
+    return bool(found) and all(known.get(name, version) == version for name, version in found)
 
 
 def checked_namespace(namespace: Any) -> str:

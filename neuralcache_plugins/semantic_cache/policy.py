@@ -168,15 +168,16 @@ class Policy:
         ``neighbours`` are the nearest entries, nearest first; the first 8 count. ``coin`` is uniform in [0, 1) and
         independent of everything else. Changes nothing.
         """
-        live, rate = self.tests.live, self.rate
-        near = [one for one in neighbours if one.created_at > self.quarantined_until][:NEIGHBOURS]
+        live, rate, quarantined_until = self.tests.live, self.rate, self.quarantined_until
+        near = [one for one in neighbours if one.created_at > quarantined_until][:NEIGHBOURS]
         if not near:
             return _nothing("no similar question is cached", coin=coin, rate=rate)
         told = [differences(question, one.question) for one in near[:CANDIDATES]]
         free = [at for at, found in enumerate(told) if not any(each.veto for each in found)]
         if not free:
             return _nothing(*(each.reason for each in told[0] if each.veto), coin=coin, rate=rate)
-        rows = pair_features(question, near, told, rarity=self.rarity, documents=documents, now=now)[free]
+        rows = pair_features(question, near, told, rarity=self.rarity, documents=documents, now=now)
+        rows = rows if len(free) == len(told) else rows[free]
         scores = self.score.of(expand(rows))
         best = int(scores.argmax())
         score, cut = float(scores[best]), float(self.cuts[live - 1]) if live else math.inf
