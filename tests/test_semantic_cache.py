@@ -949,6 +949,17 @@ def test_what_may_not_be_served_does_not_crowd_out_what_may(deciders: list[Neare
         assert hit.value == "new"
 
 
+def test_a_look_asks_the_store_for_the_exact_answer_and_then_for_what_came_nearest() -> None:
+    store = FailingStore(MemoryStore())
+    with opened(store) as cache:
+        cache.put("how do i reset my password", "so", scope=SCOPE)
+        cache.lookup("how can i change my address", scope=SCOPE)  # reads what was stored and learned
+        store.calls.clear()
+        cache.lookup("how can i reset my passwords", scope=SCOPE)
+
+        assert store.calls == ["find_answers", "get_answers"]
+
+
 def test_after_everything_went_a_look_stays_quick(url: str, deciders: list[Nearest],
                                                   monkeypatch: pytest.MonkeyPatch) -> None:
     with opened(url) as cache:

@@ -88,13 +88,12 @@ class CachedQuestion:
 class FoundAnswers:
     """Answers by key as of one moment, whose ``mark`` says which changes had been made by then.
 
-    ``head`` tells where the log of events about answers stood, so that nobody has to ask for that as well; None if
-    the answers came from memory.
+    ``head`` tells where the log of events about answers stood, so that nobody has to ask for that as well.
     """
 
     answers: Mapping[AnswerKey, CachedAnswer]
     mark: int
-    head: Head | None = None
+    head: Head
 
 
 @dataclass(frozen=True, slots=True)

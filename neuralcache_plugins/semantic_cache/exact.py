@@ -4,9 +4,19 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
-from neuralcache_plugins.contracts import AnswerBounds, AnswerKey, AnswerStore, CachedAnswer, FoundAnswers
+from neuralcache_plugins.contracts import AnswerBounds, AnswerKey, AnswerStore, CachedAnswer, Head
+
+
+@dataclass(frozen=True, slots=True)
+class Exact:
+    """Answers by key, and where the store stood: its mark, and its head unless memory had all of them."""
+
+    answers: Mapping[AnswerKey, CachedAnswer]
+    mark: int
+    head: Head | None = None
 
 
 class ExactTier:
@@ -20,7 +30,7 @@ class ExactTier:
         self._mark = -1
         self._known: OrderedDict[AnswerKey, CachedAnswer] = OrderedDict()
 
-    def find(self, keys: Sequence[AnswerKey]) -> FoundAnswers:
+    def find(self, keys: Sequence[AnswerKey]) -> Exact:
         """Return the answers under these keys, expired ones too: one look at the mark where memory may have some, one
         query for what is missing.
 
@@ -31,15 +41,15 @@ class ExactTier:
             found = self._store.find_answers(self._namespace, keys)
             self._recall((), found.mark)
             self._remember(found.answers.values(), found.mark)
-            return found
+            return Exact(found.answers, found.mark, found.head)
         mark = self._store.answers_mark()
         known = self._recall(keys, mark)
         missing = [key for key in keys if key not in known]
         if not missing:
-            return FoundAnswers(known, mark)
+            return Exact(known, mark)
         found = self._store.find_answers(self._namespace, missing)
         self._remember(found.answers.values(), found.mark)
-        return FoundAnswers({**known, **found.answers}, mark, found.head)
+        return Exact({**known, **found.answers}, mark, found.head)
 
     def put(self, answer: CachedAnswer, *, bounds: AnswerBounds, mark: int | None) -> bool:
         """Store an answer durably; False if it comes too late or is too large."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from neuralcache_plugins.contracts import CachedAnswer, FoundAnswers
+from neuralcache_plugins.contracts import CachedAnswer
 from neuralcache_plugins.errors import EncoderError, MissingExtraError, StoreClosedError, StoreError
 from neuralcache_plugins.semantic_cache.counts import Counts
-from neuralcache_plugins.semantic_cache.exact import ExactTier
+from neuralcache_plugins.semantic_cache.exact import Exact, ExactTier
 from neuralcache_plugins.semantic_cache.keys import Asked
 from neuralcache_plugins.semantic_cache.policy import NOT_CERTIFIED
 from neuralcache_plugins.semantic_cache.proposals import Proposal
@@ -83,7 +83,7 @@ class LookStage:
                 looks[place] = look
         return looks
 
-    def _exactly(self, asked: Sequence[Asked], now: float) -> tuple[list[Look], FoundAnswers | None]:
+    def _exactly(self, asked: Sequence[Asked], now: float) -> tuple[list[Look], Exact | None]:
         try:
             read = self._exact.find([each.key for each in asked])
         except StoreClosedError:
@@ -104,7 +104,7 @@ class LookStage:
         stale = answer if now < answer.expires_at + self._stale_seconds else None
         return Look(asked, stale=stale, mark=mark, reason=EXPIRED)
 
-    def _semantically(self, looks: list[Look], read: FoundAnswers, now: float, coins: Sequence[float],
+    def _semantically(self, looks: list[Look], read: Exact, now: float, coins: Sequence[float],
                       shows: bool) -> list[Look]:
         try:
             found = self._semantic.find([look.asked for look in looks], now=now, coins=coins, mark=read.mark,

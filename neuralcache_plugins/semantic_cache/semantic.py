@@ -220,7 +220,6 @@ class SemanticTier:
         if head is None or self._head is None or head.epoch != self._head.epoch:
             # another thread may have looked later, and have folded what came after an erasure
             head = self._store.find_answers(self._namespace, ()).head
-            assert head is not None
         if head == self._head:
             return
         if self._head is None or head.epoch != self._head.epoch:
