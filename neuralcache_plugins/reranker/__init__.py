@@ -36,7 +36,7 @@ from neuralcache_plugins.reranker import border
 from neuralcache_plugins.reranker.answers import AnswerStage, Texts
 from neuralcache_plugins.reranker.background import Background
 from neuralcache_plugins.reranker.encoding import VectorStage
-from neuralcache_plugins.reranker.feedback import FeedbackStage, erasure
+from neuralcache_plugins.reranker.feedback import FeedbackStage, Telling, erasure
 from neuralcache_plugins.reranker.health import Health
 from neuralcache_plugins.reranker.ranking import RankStage
 from neuralcache_plugins.reranker.scorers import CachedScorer
@@ -341,18 +341,11 @@ class Reranker:
             )
         if used is not None or answer is not None:
             raise InvalidInputError("used and answer say how to share value, which is missing")
-        return self._feedback.tell(
-            ranking,
-            query,
-            self._place(namespace),
-            explicit=namespace is not None,
-            helpful=helpful,
-            unhelpful=unhelpful,
-            rewards=rewards,
-            source=source,
-            feedback_id=feedback_id,
-            now=self._clock(),
+        telling = Telling(
+            ranking, query, self._place(namespace), namespace is not None, source, feedback_id, helpful, unhelpful,
+            rewards,
         )
+        return self._feedback.tell_all([telling], now=self._clock())[0]
 
     async def afeedback(
         self,

@@ -65,37 +65,16 @@ class FeedbackStage:
         self._words = words
         self._key = key
 
-    def tell(
-        self,
-        ranking: Any,
-        query: Any,
-        namespace: str,
-        *,
-        explicit: bool,
-        helpful: Any,
-        unhelpful: Any,
-        rewards: Any,
-        source: Any,
-        feedback_id: Any,
-        now: float,
-    ) -> str:
-        """Store the feedback and return its id; ``StoreError`` when it could not be stored.
-
-        ``explicit`` tells whether the caller named the namespace.
-        """
-        one = Telling(ranking, query, namespace, explicit, source, feedback_id, helpful, unhelpful, rewards)
-        return self.tell_all([one], now=now)[0]
-
     def tell_all(self, tellings: Sequence[Telling], *, now: float) -> list[str]:
-        """Store several feedbacks with one append, all or none, and return their ids in order."""
+        """Store feedback with one append, all or none, and return the ids in order; ``StoreError`` if none was."""
         for one in tellings:
             border.check_name("source", one.source)
             border.check_name("feedback_id", one.feedback_id, optional=True)
             check_meant(one.ranking, one.query)
-        names = [one.feedback_id or self._ids.new(now) for one in tellings]
+        named = [(one, one.feedback_id or self._ids.new(now)) for one in tellings]
         for _ in range(ATTEMPTS):
             epoch = self._memory.known_epoch or self._memory.epoch()
-            events = [self._event(one, name, epoch, now) for one, name in zip(tellings, names, strict=True)]
+            events = [self._event(one, name, epoch, now) for one, name in named]
             try:
                 self._recorder.told_all(events, epoch=epoch)
             except ErasedMeanwhileError:
@@ -103,7 +82,7 @@ class FeedbackStage:
             else:
                 for event in events:
                     self._words.follow(event)
-                return names
+                return [name for _, name in named]
         raise StoreBusyError(f"{self._store.url}: others erased whenever feedback was to be stored; try again later")
 
     def _event(self, one: Telling, name: str, epoch: int, now: float) -> FeedbackGiven:

@@ -37,9 +37,8 @@ class RankingIds:
     def new(self, now: float) -> str:
         """Return a new id for a ranking of the moment ``now``, in seconds since the epoch."""
         stamp = max(0, int(now * 1000)) & 0xFFFF_FFFF_FFFF
-        head = (stamp << 16 | 0x7000 | next(self._tick) & 0xFFF).to_bytes(8).hex()
         tail = os.urandom(8).hex()
-        return f"{head[:8]}-{head[8:12]}-{head[12:]}-a{tail[1:4]}-{tail[4:]}"
+        return f"{stamp >> 16:08x}-{stamp & 0xFFFF:04x}-7{next(self._tick) & 0xFFF:03x}-a{tail[1:4]}-{tail[4:]}"
 
 
 class ShownVectors:
@@ -150,8 +149,10 @@ class SessionWords:
     def follow(self, event: FeedbackGiven) -> None:
         """Remember what helped, where the feedback is of a session and the texts are still known."""
         session = event.ranking.session
+        if session is None:
+            return
         helped = {name for name, reward in event.rewards if reward > 0}
-        if session is None or not helped or configured(event.source, self._source_weights) == 0.0:
+        if not helped or configured(event.source, self._source_weights) == 0.0:
             return
         showing = self._shown_texts.find(event.namespace, event.ranking_id)
         if showing is None:

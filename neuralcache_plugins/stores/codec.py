@@ -27,6 +27,9 @@ COLUMNS = ("kind", "namespace", "at", "ranking_id", "session", "query_key", "fee
            "parent_run_id", "trace_id", "span_id", "body", "vector")
 """The columns of one event, in the order of an encoded row."""
 
+FEEDBACK_COLUMNS = ("kind", "namespace", "at", "ranking_id", "session", "feedback_id", "source", "body", "vector")
+"""Those that feedback fills; it leaves the others empty."""
+
 Row: TypeAlias = tuple[str, str, float, str, str | None, str | None, str | None, str | None, str | None, str | None,
                        str | None, str | None, str, bytes | None]
 """One encoded event: the values of ``COLUMNS``."""
