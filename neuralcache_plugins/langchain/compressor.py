@@ -18,6 +18,7 @@ from neuralcache_plugins.langchain.call_options import CallOptions
 from neuralcache_plugins.langchain.documents import (
     chosen_copy,
     document_id,
+    document_ids,
     document_vectors,
     prior_score,
     prior_scores,
@@ -115,12 +116,13 @@ class NeuralCacheCompressor(BaseDocumentCompressor):
     @property
     def reranker(self) -> Reranker:
         """The core behind this compressor, for ``stats()``, ``forget()`` and ``flush()``; made on first use."""
-        parts = (self.embeddings, self.store, self.settings)
-        if not self._engine.suits(*parts):
+        parts, engine = (self.embeddings, self.store, self.settings), self._engine
+        if not engine.suits(*parts):
             with _REPLACING:
-                if not self._engine.suits(*parts):
-                    self._engine = successor(self._engine, *parts, self.namespace)
-        return self._engine.reranker()
+                engine = self._engine
+                if not engine.suits(*parts):
+                    engine = self._engine = successor(engine, *parts, self.namespace)
+        return engine.reranker()
 
     def compress_documents(self, documents: Sequence[Document], query: str,
                            callbacks: Callbacks | None = None) -> list[Document]:
@@ -233,7 +235,7 @@ class NeuralCacheCompressor(BaseDocumentCompressor):
         """Return the core's arguments for these documents."""
         return {
             "texts": [document.page_content for document in documents],
-            "ids": [document_id(document, self.id_key) for document in documents],
+            "ids": document_ids(documents, self.id_key),
             "top_n": call.top_n if call.top_n is not None else self.top_n,
             "vectors": document_vectors(documents) if self.use_document_vectors else None,
             "prior_scores": prior_scores(documents, self._prior_keys()),
@@ -247,21 +249,23 @@ class NeuralCacheCompressor(BaseDocumentCompressor):
 
     def _chosen(self, documents: Sequence[Document], ranking: Ranking) -> list[Document]:
         """Return copies of the chosen documents alone: copying all candidates would cost more than ranking them."""
-        order = zip(ranking.positions.tolist(), ranking.ids, ranking.scores, strict=True)
+        chosen = [documents[position] for position in ranking.positions.tolist()]
         return [
-            chosen_copy(documents[position], resolved_id, self._additions(documents[position], score, ranking))
-            for position, resolved_id, score in order
+            chosen_copy(one, resolved_id, additions)
+            for one, resolved_id, additions in zip(chosen, ranking.ids, self._additions(chosen, ranking), strict=True)
         ]
 
-    def _additions(self, document: Document, score: float, ranking: Ranking) -> dict[str, Any]:
-        additions: dict[str, Any] = {self.score_key: float(score)}
-        kept = self.retrieval_score_key
-        if kept is not None and kept not in document.metadata:
-            found = prior_score(document, (self.score_key,))
-            additions |= {} if found is None else {kept: found}
-        if self.ranking_id_key is not None:
-            additions[self.ranking_id_key] = ranking.ranking_id
-        return additions
+    def _additions(self, chosen: Sequence[Document], ranking: Ranking) -> list[dict[str, Any]]:
+        score_key, kept, ranking_id_key = self.score_key, self.retrieval_score_key, self.ranking_id_key
+        added: list[dict[str, Any]] = [{score_key: score} for score in ranking.scores]
+        if kept is not None:
+            for one, additions in zip(chosen, added, strict=True):
+                if kept not in one.metadata and (found := prior_score(one, (score_key,))) is not None:
+                    additions[kept] = found
+        if ranking_id_key is not None:
+            for additions in added:
+                additions[ranking_id_key] = ranking.ranking_id
+        return added
 
     def _keys(self, shown: Shown | Iterable[Shown]) -> list[str | int]:
         # a document and a str can be iterated over too, but nobody means their fields or letters

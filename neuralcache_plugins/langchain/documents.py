@@ -22,6 +22,13 @@ def document_id(document: Document, id_key: IdKey) -> str | None:
     return document.id or None
 
 
+def document_ids(documents: Sequence[Document], id_key: IdKey) -> list[str | None]:
+    """Return ``document_id`` of each document."""
+    if id_key is None:
+        return [document.id or None for document in documents]
+    return [document_id(document, id_key) for document in documents]
+
+
 def document_vectors(documents: Sequence[Document]) -> list[Any] | None:
     """Return the vectors that the documents carry, as LangChain's embedding filters leave them in ``state``."""
     vectors = [_vector(document) for document in documents]
@@ -30,8 +37,13 @@ def document_vectors(documents: Sequence[Document]) -> list[Any] | None:
 
 def prior_scores(documents: Sequence[Document], keys: Sequence[str]) -> list[float | None] | None:
     """Return the retriever's score of each document; None when no document has one (then its order counts)."""
-    scores = [prior_score(document, keys) for document in documents]
-    return scores if any(score is not None for score in scores) else None
+    described = [document.metadata for document in documents]
+    scores: list[float | None] = [None] * len(described)
+    for key in reversed(keys):  # so that the first one has the last word
+        for place, metadata in enumerate(described):
+            if key in metadata and (score := _known(metadata[key])) is not None:
+                scores[place] = score
+    return None if scores.count(None) == len(scores) else scores
 
 
 def prior_score(document: Document, keys: Sequence[str]) -> float | None:

@@ -275,10 +275,11 @@ class NeuralCachePostprocessor(BaseNodePostprocessor):
     def _question(self, nodes: Sequence[NodeWithScore], query: str | QueryBundle) -> dict[str, Any]:
         """Return the core's arguments."""
         bundle = QueryBundle(query) if isinstance(query, str) else query
+        inner = [item.node for item in nodes]
         question: dict[str, Any] = {
             "query": bundle.query_str,
-            "texts": self._texts([item.node for item in nodes]),
-            "ids": [item.node.node_id or None for item in nodes],
+            "texts": self._texts(inner),
+            "ids": [(node.id_ if type(node) is TextNode else node.node_id) or None for node in inner],
             "prior_scores": [item.score for item in nodes],
             "top_n": self.top_n,
             "min_score": self.score_threshold,
@@ -286,7 +287,7 @@ class NeuralCachePostprocessor(BaseNodePostprocessor):
             "namespace": self.namespace,
         }
         if self.use_document_vectors:
-            vectors = [item.node.embedding for item in nodes]
+            vectors = [node.embedding for node in inner]
             if any(vector is not None for vector in vectors):
                 question["vectors"] = vectors
             if bundle.custom_embedding_strs is None:

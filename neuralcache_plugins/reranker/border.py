@@ -133,7 +133,7 @@ def _prior_scores(scores: Sequence[float | None]) -> list[float] | None:
         values = [math.nan if score is None else float(score) for score in scores]
     except (TypeError, ValueError) as error:
         raise InvalidInputError(f"prior_scores must be numbers or None: {error}") from error
-    return None if all(math.isnan(value) for value in values) else values
+    return None if all(map(math.isnan, values)) else values
 
 
 def _ids(ids: Sequence[Any]) -> list[str | None]:
