@@ -165,7 +165,7 @@ def _find(terms: _Ids, texts: Sequence[bytes], lengths: _Floats) -> _Hits:
     # one look into a small table drops nearly all tokens before anything is compared exactly
     table = np.zeros(_BUCKETS, dtype=np.bool_)
     table[terms & (_BUCKETS - 1)] = True
-    place = table.take(ids & (_BUCKETS - 1)).nonzero()[0]
+    place = table.take(ids & (_BUCKETS - 1), mode="clip").nonzero()[0]  # none is out of bounds
     found = ids[place]
     term = terms[:-1].searchsorted(found)
     exact = (terms[term] == found).nonzero()[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from array import array
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -41,7 +42,7 @@ class Origin(NamedTuple):
     learned: int
 
 
-_NOTHING = np.zeros((0, 0), dtype=np.float32), 0
+_NOTHING = np.zeros((0, 0), dtype=np.float32)
 
 
 class Questions:
@@ -58,8 +59,10 @@ class Questions:
         self.width = width
         self.capacity = capacity
         self.total = 0
-        self._held: dict[int, tuple[Matrix, int]] = {}
-        """By slot, the filled part of its block, and where its weights begin."""
+        self._held: dict[int, Matrix] = {}
+        """By slot, the filled part of its block."""
+        self._begins = array("q")
+        """By slot, where its weights begin, if it has any."""
         self.origins: dict[int, list[Origin]] = {}
         """By slot, in the order in which ``near`` has the questions. ``Origin.learned`` tells what came later: these
         lists change, and readers on other threads see it."""
@@ -78,28 +81,31 @@ class Questions:
         found = [one for one in held if one is not None]
         if not found:
             return None
-        compared = [rows.dot(question) for rows, _ in found]
-        sizes = np.array(list(map(len, compared)))
+        compared = [rows.dot(question) for rows in found]
+        sizes = np.fromiter(map(len, compared), dtype=np.int64, count=len(found))
         starts = sizes.cumsum()
         starts -= sizes
-        places = (np.array([begin for _, begin in found]) - starts).repeat(sizes)
+        if len(found) == len(held):
+            columns, known = np.arange(len(held)), slots
+        else:
+            having = [at for at, one in enumerate(held) if one is not None]
+            columns, known = np.array(having), [slots[at] for at in having]
+        places = (np.frombuffer(self._begins, dtype=np.int64).take(known) - starts).repeat(sizes)
         places += np.arange(len(places))
-        columns = range(len(held)) if len(found) == len(held) else [at for at, one in enumerate(held) if one]
-        return Near(
-            np.concatenate(compared), self._weights.take(places), starts, np.array(columns), sizes, places
-        )
+        return Near(np.concatenate(compared), self._weights.take(places), starts, columns, sizes, places)
 
     def add(self, slot: int, question: Vector, weight: float, *, origin: Origin) -> None:
         """Remember one more question for ``slot``."""
         held = self._held.get(slot)
-        count = 0 if held is None else len(held[0])
+        count = 0 if held is None else len(held)
         if held is not None and count == self.capacity:
-            self._overwrite(slot, int(held[0].dot(question).argmax()), question, weight, origin)
+            self._overwrite(slot, int(held.dot(question).argmax()), question, weight, origin)
             return
         block, begin = self._room(slot, count)
         block[count] = question
         self._weights[begin + count] = weight
-        self._held[slot] = block[: count + 1], begin
+        self._held[slot] = block[: count + 1]
+        self._begins[slot] = begin
         self.origins.setdefault(slot, []).append(origin)
         self.total += 1
 
@@ -115,12 +121,11 @@ class Questions:
 
     def of(self, slot: int, number: int) -> tuple[Vector, float] | None:
         """Return one remembered question of ``slot`` and its weight, counting round and round; None if it has none."""
-        held = self._held.get(slot)
-        if held is None:
+        rows = self._held.get(slot)
+        if rows is None:
             return None
-        rows, begin = held
         place = number % len(rows)
-        return rows[place], float(self._weights[begin + place])
+        return rows[place], float(self._weights[self._begins[slot] + place])
 
     def reweigh(self, near: Near, weight: Vector) -> None:
         """Replace the weights (m,) of everything in ``near``; nothing may have been added or dropped since."""
@@ -135,10 +140,10 @@ class Questions:
 
     def take(self, slot: int, *, before: int) -> tuple[Matrix, list[Origin]]:
         """Forget for ``slot`` what was learned before a position, and return it: vectors (n, width) and origins."""
-        held = self._held.get(slot)
-        if held is None:
+        rows = self._held.get(slot)
+        if rows is None:
             return _zeros(0, self.width), []
-        rows, weights, origins = held[0], self._weights_of(slot), self.origins[slot]
+        weights, origins = self._weights_of(slot), self.origins[slot]
         old = np.array([origin.learned < before for origin in origins])
         taken = rows[old], [one for one, gone in zip(origins, old.tolist(), strict=True) if gone]
         self.drop(slot)
@@ -149,19 +154,19 @@ class Questions:
 
     def rows(self, slot: int) -> Matrix:
         """Return the vectors (n, width) of what ``slot`` remembers."""
-        held = self._held.get(slot)
-        return _zeros(0, self.width) if held is None else held[0]
+        rows = self._held.get(slot)
+        return _zeros(0, self.width) if rows is None else rows
 
     def drop(self, slot: int) -> None:
         """Forget everything remembered for ``slot``."""
-        held = self._held.pop(slot, None)
-        if held is not None:
-            self.total -= len(held[0])
+        rows = self._held.pop(slot, None)
+        if rows is not None:
+            self.total -= len(rows)
             del self.origins[slot], self._blocks[slot]
 
     def groups(self) -> Iterator[tuple[int, Matrix, Vector, list[Origin]]]:
         """Yield slot, rows, weights and origins of every document that has some."""
-        for slot, (rows, _) in self._held.items():
+        for slot, rows in self._held.items():
             yield slot, rows, self._weights_of(slot), self.origins[slot]
 
     def restore(self, slot: int, rows: Matrix, weights: Vector, origins: Sequence[Origin]) -> None:
@@ -172,26 +177,27 @@ class Questions:
         block, begin = self._new_block(slot, min(capacity, self.capacity))
         block[: len(rows)] = rows
         self._weights[begin : begin + len(rows)] = weights
-        self._held[slot] = block[: len(rows)], begin
+        self._held[slot] = block[: len(rows)]
+        self._begins[slot] = begin
         self.origins[slot] = list(origins)
         self.total += len(rows)
 
     def _overwrite(self, slot: int, place: int, question: Vector, weight: float, origin: Origin) -> None:
-        rows, begin = self._held[slot]
-        rows[place] = question
-        self._weights[begin + place] = weight
+        self._held[slot][place] = question
+        self._weights[self._begins[slot] + place] = weight
         self.origins[slot][place] = origin
 
     def _weights_of(self, slot: int) -> Vector:
         """Return the slot's weights (n,), to read or write."""
-        rows, begin = self._held.get(slot, _NOTHING)
+        rows = self._held.get(slot, _NOTHING)
+        begin = self._begins[slot] if len(rows) else 0
         return self._weights[begin : begin + len(rows)]
 
     def _room(self, slot: int, count: int) -> tuple[Matrix, int]:
         """Return the slot's block, with room for more than ``count``, and where its weights begin."""
         block = self._blocks.get(slot)
         if block is not None and count < len(block):
-            return block, self._held[slot][1]
+            return block, self._begins[slot]
         grown, begin = self._new_block(slot, min(self.capacity, max(FIRST_CAPACITY, 2 * count)))
         if block is not None:
             grown[:count] = block
@@ -204,6 +210,8 @@ class Questions:
             self._close_ranks(size)
         begin = self._claimed
         self._claimed += size
+        while slot >= len(self._begins):
+            self._begins.append(0)
         self._blocks[slot] = block = _zeros(size, self.width)
         return block, begin
 
@@ -212,9 +220,9 @@ class Questions:
         room = sum(map(len, self._blocks.values()))
         moved = np.zeros(max(FIRST_WEIGHTS, 2 * (room + more)), dtype=np.float32)
         self._claimed = 0
-        for slot, (rows, _) in self._held.items():
+        for slot, rows in self._held.items():
             moved[self._claimed : self._claimed + len(rows)] = self._weights_of(slot)
-            self._held[slot] = rows, self._claimed
+            self._begins[slot] = self._claimed
             self._claimed += len(self._blocks[slot])
         self._weights = moved
 
