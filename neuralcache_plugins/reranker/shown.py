@@ -37,8 +37,9 @@ class RankingIds:
     def new(self, now: float) -> str:
         """Return a new id for a ranking of the moment ``now``, in seconds since the epoch."""
         stamp = max(0, int(now * 1000)) & 0xFFFF_FFFF_FFFF
-        tail = os.urandom(8).hex()
-        return f"{stamp >> 16:08x}-{stamp & 0xFFFF:04x}-7{next(self._tick) & 0xFFF:03x}-a{tail[1:4]}-{tail[4:]}"
+        head = stamp << 16 | 0x7000 | next(self._tick) & 0xFFF
+        digits = (head.to_bytes(8) + os.urandom(8)).hex()
+        return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-a{digits[17:20]}-{digits[20:]}"
 
 
 class ShownVectors:
