@@ -279,7 +279,7 @@ class NeuralCachePostprocessor(BaseNodePostprocessor):
         question: dict[str, Any] = {
             "query": bundle.query_str,
             "texts": self._texts(inner),
-            "ids": [(node.id_ if type(node) is TextNode else node.node_id) or None for node in inner],
+            "ids": [node.node_id or None for node in inner],
             "prior_scores": [item.score for item in nodes],
             "top_n": self.top_n,
             "min_score": self.score_threshold,

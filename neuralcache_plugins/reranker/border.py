@@ -7,7 +7,7 @@ import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, cast
 
 from neuralcache_plugins.contracts import RankingServed, Rewards
 from neuralcache_plugins.errors import InvalidInputError, UnknownDocumentError
@@ -170,8 +170,7 @@ def _pairs(rewards: Any) -> list[tuple[Any, Any]]:
 
 def _listed(names: Any) -> Iterable[Any]:
     if type(names) in (list, tuple):  # asking the abstract classes takes longer than all the rest
-        given: Iterable[Any] = names
-        return given
+        return cast("Iterable[Any]", names)
     if isinstance(names, (str, Integral)):
         return [names]
     if not isinstance(names, Iterable):
