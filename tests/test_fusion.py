@@ -10,12 +10,14 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from neuralcache_plugins.core.fusion import (
+    COLD_SHARPNESS,
     cold_log_probabilities,
     cold_shares,
     cold_terms,
     cold_worth,
     prior_signal,
     standardize,
+    uncommon,
 )
 
 ANY = st.floats(width=32, allow_nan=True, allow_infinity=True)
@@ -206,3 +208,36 @@ def test_the_terms_make_the_worth_and_their_shares_make_the_cold_order(
     assert sum(terms.values()) == pytest.approx(summed, abs=1e-5)
     assert np.ptp(cold_log_probabilities(summed) - moved) < 1e-3
     assert (moved * (summed - summed.mean()) >= -1e-6).all()
+
+
+@given(st.integers(0, 10_000), st.integers(2, 12), st.sampled_from([0.3, 1.0]))
+def test_what_is_uncommon_takes_the_mean_question_out_of_the_dense_signal(seed, count, weight) -> None:
+    rng = np.random.default_rng(seed)
+    rows = rng.standard_normal((count, 6)).astype(np.float32)
+    question, mean = rng.standard_normal((2, 6)).astype(np.float32)
+    dense = rows @ question
+
+    won = uncommon(dense, rows @ mean, weight=weight)
+    unit = COLD_SHARPNESS * weight / np.hypot(dense.std(), (rows @ mean).std())
+    left = unit * dense + won
+    wanted = unit * (rows @ (question - mean))
+
+    assert float(won.mean()) == pytest.approx(0, abs=1e-3)
+    assert np.abs(won).max() <= COLD_SHARPNESS * weight * math.sqrt(count) * 1.001
+    np.testing.assert_allclose(left - left.mean(), wanted - wanted.mean(), atol=2e-3, rtol=1e-3)
+
+
+def test_a_document_without_a_vector_wins_nothing_and_changes_nothing_for_the_others() -> None:
+    dense, common = (np.array(values, dtype=np.float32) for values in ([0.5, 0.2, 0.1], [0.3, 0.1, 0.2]))
+    with_gap = uncommon(np.insert(dense, 1, np.nan), np.insert(common, 1, 0.0).astype(np.float32), weight=1.0)
+
+    assert with_gap[1] == 0
+    np.testing.assert_allclose(np.delete(with_gap, 1), uncommon(dense, common, weight=1.0), rtol=1e-5)
+
+
+def test_where_nothing_is_known_or_the_dense_signal_has_no_weight_nothing_is_uncommon() -> None:
+    common = np.array([0.3, 0.1, 0.2], dtype=np.float32)
+
+    assert not uncommon(np.full(3, np.nan, dtype=np.float32), common, weight=1.0).any()
+    assert not uncommon(np.full(3, 0.4, dtype=np.float32), np.full(3, 0.1, dtype=np.float32), weight=1.0).any()
+    assert not uncommon(np.array([0.5, 0.2, 0.1], dtype=np.float32), common, weight=0.0).any()

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from neuralcache_plugins.contracts import Erasure, Recorded
-from neuralcache_plugins.core.trust import Trust
+from neuralcache_plugins.contracts import Erasure, FeedbackGiven, Recorded
+from neuralcache_plugins.core.trust import FEATURES, Trust
 from neuralcache_plugins.errors import StoreError
 from neuralcache_plugins.memory import LearnedState, Memory
 from neuralcache_plugins.memory.changes import MOST_NOISE, Changes
@@ -26,6 +26,7 @@ from neuralcache_plugins.telemetry import Recorder
 from neuralcache_plugins.testing import FailingStore, make_feedback, make_ranking
 
 WIDTH = 8
+UNCOMMON = FEATURES.index("uncommon")
 SMALL = RerankSettings(questions_per_document=4, max_documents=6, max_sessions=2, max_questions=12)
 
 
@@ -40,7 +41,9 @@ def random_events(seed, size, *, encoder="one", namespaces=("default",)):
             f"r{seed}-{step}", namespace=str(rng.choice(namespaces)), at=1e9 + step * 3600.0, encoder=encoder,
             query_vector=vector, document_ids=ids, positions=(0, 1, 2, 3), scores=(0.9, 0.5, 0.4, 0.1),
             cold=tuple(np.round(np.log(rng.dirichlet(np.ones(4))), 4).tolist()),
-            signals={"narrative": tuple(rng.random(4).round(3).tolist())}, propensities=(1.0,) * 4, candidates=4,
+            signals={"narrative": tuple(rng.random(4).round(3).tolist())}
+            | ({} if step % 3 else {"uncommon": tuple(rng.standard_normal(4).round(3).tolist())}),
+            propensities=(1.0,) * 4, candidates=4,
             session=None if rng.random() < 0.5 else f"s{int(rng.integers(4))}",
         )
         events.append(ranking)
@@ -93,7 +96,7 @@ def test_reading_a_state_any_number_of_times_changes_nothing():
         slots = state.documents.slots_of([f"d{i}" for i in range(12)])
         pheromone = state.documents.pheromones(slots, now)
         state.features(learner, question, slots, cold=np.log(np.full(12, 1 / 12)), pheromone=pheromone,
-                       narrative=np.zeros(12))
+                       narrative=np.zeros(12), uncommon=np.zeros(12))
         state.narrative("one", "s1")
 
     assert pack(state) == before
@@ -229,6 +232,29 @@ def test_a_reward_is_novel_where_nothing_was_remembered_for_its_document(monkeyp
             for event in told(number, question, name)])
 
     assert seen == [1.0, 1.0, 0.0, 1.0]
+
+
+def test_feedback_teaches_what_was_uncommon_when_its_ranking_was_served(monkeypatch):
+    seen = []
+    learn = Trust.test_and_learn
+    monkeypatch.setattr(Trust, "test_and_learn", lambda trust, table, *arrays, **rest: (
+        seen.append(table[:, UNCOMMON].tolist()), learn(trust, table, *arrays, **rest))[1])
+    events = random_events(9, 30)
+
+    folded(events)
+
+    told = [event.ranking.signals.get("uncommon", (0.0,) * 4) for event in events
+            if isinstance(event, FeedbackGiven) and event.rewards[0][1] > 0]
+    assert seen == [list(one) for one in told]
+    assert any(map(any, seen))
+
+
+def test_rankings_that_wait_keep_what_was_uncommon_in_a_snapshot():
+    state = folded(random_events(10, 30))
+    kept = [one.uncommon for one in unpack(pack(state), SMALL).waiting.values()]
+
+    assert kept == [one.uncommon for one in state.waiting.values()]
+    assert {len(one) for one in kept} == {0, 4}
 
 
 def test_a_linear_model_says_nothing_about_what_all_questions_share():

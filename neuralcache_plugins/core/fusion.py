@@ -18,6 +18,7 @@ from neuralcache_plugins.contracts import Vector
 
 _Floats: TypeAlias = npt.NDArray[np.float64]
 
+COLD_SHARPNESS = 1.75
 _RANK_OFFSET = 3.0
 _FLOOR = 1e-4
 # values this close, relative to the largest, differ only by the rounding of float32
@@ -73,7 +74,7 @@ def cold_worth(prior: Vector, dense: Vector | None, lexical: Vector | None, *,
     return worth.astype(np.float32)
 
 
-def cold_log_probabilities(worth: Vector, sharpness: float = 1.75) -> Vector:
+def cold_log_probabilities(worth: Vector, sharpness: float = COLD_SHARPNESS) -> Vector:
     """Return ln(softmax(sharpness * z(worth)) + 1e-4), shape (n,): the cold order as chances, none of them hopeless."""
     if not worth.size:
         return np.zeros(0, dtype=np.float32)
@@ -82,6 +83,28 @@ def cold_log_probabilities(worth: Vector, sharpness: float = 1.75) -> Vector:
     p = np.exp(logits)
     chances: _Floats = p / np.add.reduce(p)
     return np.log(chances + _FLOOR).astype(np.float32, copy=False)
+
+
+def uncommon(dense: Vector, common: Vector, *, weight: float) -> Vector:
+    """Return what each candidate wins if closeness that it has to any question does not count, (n,).
+
+    ``dense`` and ``common`` (n,) are products of the candidates' vectors with the question and with the mean question;
+    ``dense`` may hold NaN, which wins nothing. Some vectors are close to every question and others to none (hubs:
+    Radovanovic et al., JMLR 11, 2010; taking the mean out is the remedy of Suzuki et al., EMNLP 2013). The unit is
+    about that of the cold log-probabilities where ``dense`` alone makes them with ``weight``: deviations of both
+    together, so that nothing grows large where ``dense`` hardly differs. The mean over the candidates is 0. O(n).
+    """
+    known = np.isfinite(dense)
+    own, shared = (dense, common) if known.all() else (dense[known], common[known])
+    if own.size < 2 or weight <= 0.0:
+        return np.zeros_like(dense)
+    spread = math.sqrt(float(own.var()) + float(shared.var()))
+    if spread <= _ROUNDING:
+        return np.zeros_like(dense)
+    won: Vector = shared.mean() - common
+    won *= np.float32(COLD_SHARPNESS * weight / spread)
+    won[~known] = 0.0
+    return won
 
 
 def cold_terms(prior: Vector, dense: Vector | None, lexical: Vector | None, *,
@@ -96,7 +119,7 @@ def cold_terms(prior: Vector, dense: Vector | None, lexical: Vector | None, *,
     return terms
 
 
-def cold_shares(terms: Mapping[str, _Floats], sharpness: float = 1.75) -> dict[str, _Floats]:
+def cold_shares(terms: Mapping[str, _Floats], sharpness: float = COLD_SHARPNESS) -> dict[str, _Floats]:
     """Return what each term of the worth adds to the cold log-probabilities, (n,) each.
 
     Their sum is ``cold_log_probabilities`` of the summed terms, less that of a candidate with the mean of every term.

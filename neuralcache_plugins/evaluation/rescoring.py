@@ -82,7 +82,8 @@ class Refold:
         vectors = Vectors(ranking.encoder, ranking.query_vector, np.zeros((0, 0), dtype=np.float32), ())
         signals = {name: np.append(np.array(values, dtype=np.float32), np.zeros(rest, dtype=np.float32))
                    for name, values in ranking.signals.items()}
-        signals.setdefault("narrative", np.zeros(shown + rest, dtype=np.float32))
+        for name in ("narrative", "uncommon"):  # recorded only where there was one
+            signals.setdefault(name, np.zeros(shown + rest, dtype=np.float32))
         evidence = learned_evidence(
             cold, signals, state=self._state(ranking.namespace), ids=(*ranking.document_ids, *[_REST] * rest),
             vectors=vectors, in_session=ranking.session is not None, now=ranking.at, settings=self._settings,

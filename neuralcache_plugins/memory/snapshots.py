@@ -22,7 +22,7 @@ from neuralcache_plugins.memory.questions import Origin, Questions
 from neuralcache_plugins.memory.state import LearnedState, Learner, Waiting
 from neuralcache_plugins.settings import RerankSettings
 
-FORMAT = 11
+FORMAT = 12
 _STATE_NUMBERS = (
     "position", "rankings", "feedback", "first_feedback_at", "last_feedback_at", "answer_rate",
 )
@@ -60,7 +60,7 @@ def pack(state: LearnedState) -> bytes:
         "sources": state.sources.table(),
         "satisfaction": state.satisfaction.table(),
         "waiting": [
-            [key, row.encoder, list(row.document_ids), list(row.cold), row.position, row.served]
+            [key, row.encoder, list(row.document_ids), list(row.cold), list(row.uncommon), row.position, row.served]
             for key, row in state.waiting.items()
         ],
         "learners": [
@@ -102,9 +102,11 @@ def _restore(header: dict[str, Any], arrays: dict[str, np.ndarray[Any, Any]], se
     documents.rewards_total = header["rewards_total"]
     for name in COLUMNS:
         setattr(documents, name, array("d", arrays[name].tobytes()))
-    for index, (key, encoder, document_ids, cold, position, served) in enumerate(header["waiting"]):
+    for index, (key, encoder, document_ids, cold, uncommon, position, served) in enumerate(header["waiting"]):
         question = _vector(arrays, f"waiting.{index}")
-        state.waiting[key] = Waiting(encoder, question, tuple(document_ids), tuple(cold), position, served)
+        state.waiting[key] = Waiting(
+            encoder, question, tuple(document_ids), tuple(cold), tuple(uncommon), position, served
+        )
     for index, packed in enumerate(header["learners"]):
         state.learners[packed["encoder"]] = _restore_learner(f"{index}", packed, arrays, settings)
     return state

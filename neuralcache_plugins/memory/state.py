@@ -95,6 +95,8 @@ class Waiting(NamedTuple):
     question: Vector | None
     document_ids: tuple[str, ...]
     cold: tuple[float, ...]
+    uncommon: tuple[float, ...]
+    """As recorded with the ranking; empty where it was not."""
     position: int
     served: int
     """How many rankings had been served by then."""
@@ -216,17 +218,19 @@ class LearnedState:
 
     def features(
         self, learner: Learner, question: Vector, slots: Sequence[int], *,
-        cold: Array, pheromone: Vector, narrative: Array,
+        cold: Array, pheromone: Vector, narrative: Array, uncommon: Array | Vector,
     ) -> Features:
         """Return what memory says about the candidates in ``slots`` (n,).
 
-        ``cold`` (n,) are log-probabilities of the cold order among the same candidates.
+        ``cold`` (n,) are log-probabilities of the cold order among the same candidates, ``uncommon`` (n,) what
+        ``fusion.uncommon`` says of them.
         """
         table = np.empty((len(slots), len(FEATURES)))
         table[:, 0] = cold
         table[:, 4] = 0.0
         table[:, 5] = pheromone
         table[:, 6] = narrative
+        table[:, 8] = uncommon
         table[:, LINEAR] = learner.slopes.scores(slots, question - learner.spread.centre)
         probability = np.exp(cold)
         probability /= np.add.reduce(probability)
@@ -282,8 +286,8 @@ class LearnedState:
         for rank, document_id in enumerate(shown):
             self._pay(document_id, at=event.at, exposure=1.0 / (1.0 + rank))
         self.waiting[event.ranking_id] = Waiting(
-            event.encoder, event.query_vector, shown, event.cold[:EXPOSED], self.position,
-            self.rankings,
+            event.encoder, event.query_vector, shown, event.cold[:EXPOSED],
+            event.signals.get("uncommon", ())[:EXPOSED], self.position, self.rankings,
         )
         while self.rankings - next(iter(self.waiting.values())).served >= PATIENCE:
             _, unanswered = self.waiting.popitem(last=False)
@@ -322,6 +326,10 @@ class LearnedState:
         narrative = np.zeros(len(graded))
         if recorded_narrative is not None and ranking.session is None:
             narrative = np.array([recorded_narrative[rank] for rank in graded])
+        recorded_uncommon = ranking.signals.get("uncommon")
+        uncommon = np.zeros(len(graded))
+        if recorded_uncommon is not None:
+            uncommon = np.array([recorded_uncommon[rank] for rank in graded])
         features, near, _ = self.features(
             learner,
             question,
@@ -329,6 +337,7 @@ class LearnedState:
             cold=np.array([ranking.cold[rank] for rank in graded]),
             pheromone=self.documents.pheromones(slots, event.at),
             narrative=narrative,
+            uncommon=uncommon,
         )
         told = [rewards.get(name, 0.0) for name in names]
         for slot, value in zip(slots, told, strict=True):
@@ -472,7 +481,8 @@ class LearnedState:
             return
         silent = np.zeros(len(slots))
         features, near, _ = self.features(
-            learner, question, slots, cold=np.array(waiting.cold), pheromone=silent.astype(np.float32), narrative=silent
+            learner, question, slots, cold=np.array(waiting.cold), pheromone=silent.astype(np.float32),
+            narrative=silent, uncommon=np.array(waiting.uncommon) if waiting.uncommon else silent,
         )
         nearness = learner.nearness(near)
         chances = softmax(features @ learner.trust.weights_at(nearness))

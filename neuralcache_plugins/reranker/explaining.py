@@ -34,7 +34,7 @@ LEAST_MOVE = 0.02
 """Log-odds below this are next to nothing, so no question is said to have caused them."""
 
 VOTES = [FEATURES.index(name) for name in ("near", "middle", "wide")]
-OWN_NAMES = {"near": "association", "middle": "association", "wide": "association"}
+OWN_NAMES = {"near": "association", "middle": "association", "wide": "association", "uncommon": "dense"}
 """Features that go by another name among the signals."""
 
 

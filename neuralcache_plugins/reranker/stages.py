@@ -178,6 +178,8 @@ def learned_evidence(
     learner = None if vectors is None else state.learners.get(vectors.encoder)
     if learner is None or vectors is None or not settings.learning or not learner.trust.earned:
         return Evidence(cold, cold, 0.0 if learner is None else learner.trust.value, signals, state.feedback)
+    if "uncommon" not in signals:  # it is there already where a log is replayed, without the documents' vectors
+        signals["uncommon"] = _uncommon(signals, vectors, learner.spread.centre, settings)
     features = state.features(
         learner,
         vectors.question,
@@ -185,6 +187,7 @@ def learned_evidence(
         cold=cold,
         pheromone=signals["pheromone"],
         narrative=np.zeros(len(ids)) if in_session else signals["narrative"].astype(np.float64),
+        uncommon=signals["uncommon"],
     )
     if features.near is not None:
         signals["association"] = (np.exp(features.table[:, 2]) - np.exp(cold)).astype(np.float32)
@@ -208,6 +211,20 @@ def learned_evidence(
         deviation=learner.spread.deviation,
     )
     return Evidence(cold, final, learner.trust.value, signals, state.feedback, learned)
+
+
+def _uncommon(
+    signals: Mapping[str, Vector], vectors: Vectors, centre: Vector, settings: RerankSettings
+) -> Vector:
+    """Return ``fusion.uncommon`` with the weight of the dense signal in the cold order, (n,)."""
+    dense = signals["dense"]
+    if vectors.unusable:
+        dense = dense.copy()
+        dense[list(vectors.unusable)] = np.nan
+    weight = settings.dense_weight
+    if weight > 0.0 and not signals["prior"].any():
+        weight = 1.0  # as in ``fusion.cold_worth``
+    return fusion.uncommon(dense, vectors.rows @ centre, weight=weight)
 
 
 def choose(
