@@ -73,7 +73,8 @@ class Ranking:
     """One answer of the reranker.
 
     ``positions[i]`` is the index, in the list that the caller passed, of the document at rank ``i``. ``scores``
-    are in [0, 1] and never rise along the order. ``signals`` hold one number per returned document and signal.
+    are in [0, 1] and never rise along the order. ``signals`` hold one number per returned document and signal:
+    those in ``SIGNALS``, ``scorer`` where there was one, and ``uncommon`` (see ``core.fusion``) where learning counted.
     ``propensities[i]`` is the probability with which exploration put that document at that rank (1.0 without it).
     ``degraded`` names what was missing ("encoder", "store", "scorer"), empty when all went well. ``epoch`` is the
     store's when it was served: erasures since then may have taken it. ``explainer`` stays behind when a ranking is
