@@ -65,6 +65,8 @@ class Repeats(CustomLLM):
     pause: float = 0.0
     fails: bool = False
     cites: bool = False
+    stuck: Any = None
+    """An ``asyncio.Event`` to set on being asked, and then never to answer."""
 
     @property
     def metadata(self) -> LLMMetadata:
@@ -88,6 +90,9 @@ class Repeats(CustomLLM):
 
     @llm_completion_callback()
     async def acomplete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
+        if self.stuck is not None:
+            self.stuck.set()
+            await asyncio.Event().wait()
         await asyncio.sleep(self.pause * random.random())
         return CompletionResponse(text=self._say(prompt))
 
@@ -369,8 +374,9 @@ async def test_a_failing_model_teaches_nothing(call, ours, instrumentor, reranke
 
 
 async def test_a_cancelled_query_teaches_nothing(ours, instrumentor, reranker):
-    task = asyncio.create_task(query_engine(ours, Repeats(pause=60)).aquery("tell me about amber"))
-    await asyncio.sleep(0.1)
+    asked = asyncio.Event()
+    task = asyncio.create_task(query_engine(ours, Repeats(stuck=asked)).aquery("tell me about amber"))
+    await asyncio.wait_for(asked.wait(), 30)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
