@@ -71,6 +71,8 @@ class Repeats(BaseChatModel):
 
     pause: float = 0.0
     fails: bool = False
+    stuck: Any = None
+    """An ``asyncio.Event`` to set on being asked, and then never to answer."""
 
     @property
     def _llm_type(self) -> str:
@@ -90,6 +92,9 @@ class Repeats(BaseChatModel):
         return ChatResult(generations=[ChatGeneration(message=AIMessage(self._say(messages)))])
 
     async def _agenerate(self, messages, stop=None, run_manager=None, **kwargs):
+        if self.stuck is not None:
+            self.stuck.set()
+            await asyncio.Event().wait()
         await asyncio.sleep(self.pause * random.random())
         return ChatResult(generations=[ChatGeneration(message=AIMessage(self._say(messages)))])
 
@@ -247,9 +252,10 @@ async def test_a_failing_model_teaches_nothing_and_its_fallback_does(call, compr
 
 
 async def test_a_cancelled_run_teaches_nothing(compressor, handler, reranker):
-    slow = rag(compressor, model=Repeats(pause=60))
+    asked = asyncio.Event()
+    slow = rag(compressor, model=Repeats(stuck=asked))
     task = asyncio.create_task(slow.ainvoke("amber", config={"callbacks": [handler]}))
-    await asyncio.sleep(0.1)
+    await asyncio.wait_for(asked.wait(), 30)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
