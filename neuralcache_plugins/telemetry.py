@@ -369,7 +369,7 @@ class _Writer:
             raise
         self._failing = False
         self.written += len(events)
-        recorded = [Recorded(appended.positions[at], event) for at, event in enumerate(events)]
+        recorded = [Recorded(position, event) for position, event in zip(appended.positions, events, strict=True)]
         if len(events) > 1 or isinstance(events[0], RankingServed):
             self._buffer.settle([event for event in events if isinstance(event, RankingServed)])
             self._announce(sorted(recorded, key=lambda entry: entry.position), appended)

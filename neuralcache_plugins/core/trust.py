@@ -42,7 +42,7 @@ weight. With it, MiniLM, banking77: sparse +0.004, all +0.001 (40 fresh orders),
 RATE = np.array([0.15, 0.15, 0.15, 0.15, 0.15, 0.0, 0.02, 0.15, 0.15])
 """Pheromone only breaks ties: its learned weight grew to 1 on scifact, where it can only hurt what never recurred."""
 
-COLD, LINEAR = FEATURES.index("cold"), FEATURES.index("linear")
+COLD, LINEAR, UNCOMMON = FEATURES.index("cold"), FEATURES.index("linear"), FEATURES.index("uncommon")
 SHARPNESS = np.array([0.25, 0.5, 0.75, 1.0, 1.5])
 BURDEN = 3.0
 COST = 0.01

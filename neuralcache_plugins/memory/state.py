@@ -11,7 +11,7 @@ import numpy as np
 
 from neuralcache_plugins.contracts import Array, FeedbackGiven, RankingServed, Recorded, SatisfactionFell, Vector
 from neuralcache_plugins.core import signals
-from neuralcache_plugins.core.trust import COLD, FEATURES, LINEAR, Nearness, Trust, plausibility, softmax
+from neuralcache_plugins.core.trust import COLD, FEATURES, LINEAR, UNCOMMON, Nearness, Trust, plausibility, softmax
 from neuralcache_plugins.memory.changes import Changes
 from neuralcache_plugins.memory.course import Course
 from neuralcache_plugins.memory.documents import Documents
@@ -230,7 +230,7 @@ class LearnedState:
         table[:, 4] = 0.0
         table[:, 5] = pheromone
         table[:, 6] = narrative
-        table[:, 8] = uncommon
+        table[:, UNCOMMON] = uncommon
         table[:, LINEAR] = learner.slopes.scores(slots, question - learner.spread.centre)
         probability = np.exp(cold)
         probability /= np.add.reduce(probability)
